@@ -1,0 +1,12 @@
+//! Panda Network: a network node that a collaborative editor embeds.
+pub mod address;
+pub mod backoff;
+pub mod error;
+pub mod frame;
+pub mod identity;
+pub mod ids;
+pub mod limits;
+pub mod network_interface;
+pub mod operation;
+pub mod store;
+pub mod transport;

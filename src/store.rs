@@ -1,0 +1,237 @@
+//! The port to storage: what the services need to keep, and what they may rely on when a call returns.
+//!
+//! The adapter is `storage/` (SQLite). A write that returned is durable as the node's [`Durability`] says.
+//! Calls may come from any task at the same time; one writer orders them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::address::PeerAddress;
+use crate::error::OperationError;
+use crate::ids::{DocumentId, DocumentKey, LogId, OperationId, PeerId};
+use crate::operation::{Head, Operation, SeqNum};
+use crate::transport::BoxFuture;
+
+/// What a returned write survives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The death of the process and of the machine: every commit waits for the disk. Several milliseconds a commit, shared by
+    /// everything that is published meanwhile.
+    #[default]
+    Power,
+    /// The death of the process, not that of the machine: after a power cut the last moments may be missing.
+    Process,
+}
+
+/// Place of an operation in the order in which this node stored it, over all documents, from 1. Never used twice, has gaps.
+pub type Position = u64;
+
+/// Newest operation per author. Authors without operations are not in it.
+pub type Heads = BTreeMap<PeerId, Head>;
+
+/// An operation with its place in this node's order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredOperation {
+    /// Its place.
+    pub position: Position,
+    /// The operation.
+    pub operation: Operation,
+}
+
+/// A document that this node takes part in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DocumentRecord {
+    /// Its id.
+    pub document: DocumentId,
+    /// Its secret.
+    pub key: DocumentKey,
+}
+
+impl DocumentRecord {
+    /// The log of the document.
+    pub fn log(&self) -> LogId {
+        LogId::of_topic(&self.key.topic(&self.document))
+    }
+}
+
+/// What the store knows about a document when it is opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DocumentState {
+    /// Newest operation per author.
+    pub heads: Heads,
+    /// Position of the newest operation, 0 when there is none.
+    pub newest: Position,
+    /// Own operations up to and including this one were acknowledged by some peer.
+    pub delivered: Option<SeqNum>,
+    /// Own operations after `delivered`.
+    pub outbox_operations: usize,
+    /// Bytes of header and body of these.
+    pub outbox_bytes: u64,
+    /// Authors that signed two operations with one sequence number; nothing of theirs is accepted any more.
+    pub frozen: Vec<PeerId>,
+}
+
+/// Why an operation was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum RefusedReason {
+    /// Operations before it are missing. Its sender skipped some.
+    #[error("operations before it are missing")]
+    Gap,
+    /// The author signed two different operations with this sequence number or after this backlink. The author erred.
+    #[error("its author signed two different operations in one place of the log")]
+    Fork,
+    /// The author did so earlier and its log is frozen.
+    #[error("the log of its author is frozen after a fork")]
+    Frozen,
+    /// The document has as many authors as it may have.
+    #[error("the document has as many authors as it may have")]
+    TooManyAuthors,
+}
+
+/// An operation that was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// Its author.
+    pub author: PeerId,
+    /// Its sequence number.
+    pub seq_num: SeqNum,
+    /// Why.
+    pub reason: RefusedReason,
+    /// The author's sequence number that the store wants next.
+    pub expected: SeqNum,
+}
+
+/// What became of a batch of received operations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ingested {
+    /// New ones, in the order in which they were given, now durable.
+    pub stored: Vec<StoredOperation>,
+    /// How many were here already.
+    pub duplicates: usize,
+    /// Those that were not stored.
+    pub refused: Vec<Refused>,
+}
+
+/// Two operations of one author that contradict each other: the proof of a fork.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkProof {
+    /// The one in the log.
+    pub kept: Operation,
+    /// The other one.
+    pub other: Operation,
+}
+
+/// Storage failed. The environment erred, unless said otherwise.
+#[derive(Debug, Clone, Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another process has the directory open.
+    #[error("{path} is in use by another process; stop it, or start with another directory")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The disk is full; what was acknowledged is safe, this write did not happen.
+    #[error("the disk is full: {0}; free some space, nothing acknowledged is lost")]
+    DiskFull(String),
+    /// The database is not one, or is damaged.
+    #[error(
+        "the database {path} is damaged: {reason}; restore it from a backup, or move it away and let the peers fill a new one"
+    )]
+    Damaged {
+        /// The database file.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// The database was written by a newer version.
+    #[error("the database {path} was written by a newer version; update panda-network")]
+    TooNew {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// The document was not put into the store before. The caller erred.
+    #[error("document {0:?} is not in the store")]
+    UnknownDocument(LogId),
+    /// The outbox is full. Nothing is lost; wait until a peer is there.
+    #[error(
+        "{operations} operations ({bytes} bytes) wait for a peer, the queue is full; connect to a peer and try again"
+    )]
+    QueueFull {
+        /// Operations waiting.
+        operations: usize,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// The operation cannot be signed. The caller erred.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
+    /// The store was shut down.
+    #[error("the store is closed")]
+    Closed,
+    /// Anything else that SQLite or the operating system said.
+    #[error("storage failed: {0}")]
+    Io(String),
+}
+
+/// Result of a call to the store.
+pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// What the services keep. Every read is bounded by the caller; every write is one transaction.
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Puts a document into the store, or finds it there, and says what is known of it.
+    fn open_document(&self, record: DocumentRecord) -> StoreFuture<'_, DocumentState>;
+
+    /// All documents in the store.
+    fn documents(&self) -> StoreFuture<'_, Vec<DocumentRecord>>;
+
+    /// Signs `payload` as the node's next operation in a document and stores it, its head and its place in the outbox.
+    ///
+    /// When it fails, nothing happened and no sequence number was used.
+    fn publish(&self, log: LogId, payload: Bytes) -> StoreFuture<'_, StoredOperation>;
+
+    /// Stores received operations of a document, which are verified but for their place in the log. Order matters.
+    fn ingest(&self, log: LogId, operations: Vec<Operation>) -> StoreFuture<'_, Ingested>;
+
+    /// Operations of one author from `first` up to and including `last`, by sequence number: at most
+    /// `limits::PAGE_MAX_OPERATIONS` and, but for the first, `limits::PAGE_MAX_BYTES`. Empty when there are none.
+    fn author_page(
+        &self,
+        log: LogId,
+        author: PeerId,
+        first: SeqNum,
+        last: SeqNum,
+    ) -> StoreFuture<'_, Vec<StoredOperation>>;
+
+    /// Operations of a document after a position, by position, bounded like `author_page`. Empty when there are none.
+    fn page_after(&self, log: LogId, after: Position) -> StoreFuture<'_, Vec<StoredOperation>>;
+
+    /// The id of one operation, `None` when it is not here: tells whether a peer's head is on our log.
+    fn operation_id(&self, log: LogId, author: PeerId, seq_num: SeqNum) -> StoreFuture<'_, Option<OperationId>>;
+
+    /// Notes that a peer acknowledged the own operations up to and including `delivered`; never goes back. This write may be
+    /// lost by a crash: acknowledgements come again.
+    fn set_delivered(&self, log: LogId, delivered: SeqNum) -> StoreFuture<'_, ()>;
+
+    /// The proofs of forks in a document.
+    fn fork_proofs(&self, log: LogId) -> StoreFuture<'_, Vec<ForkProof>>;
+
+    /// Up to where a subscriber of this name has committed, 0 at the start.
+    fn cursor(&self, log: LogId, name: &str) -> StoreFuture<'_, Position>;
+
+    /// Moves the cursor of a subscriber; never goes back.
+    fn set_cursor(&self, log: LogId, name: &str, position: Position) -> StoreFuture<'_, ()>;
+
+    /// Keeps a peer's address if it is newer than the one that is here, and that the peer shares a document.
+    fn remember_peer(&self, log: LogId, address: PeerAddress) -> StoreFuture<'_, ()>;
+
+    /// The known peers of a document, most recently heard of first.
+    fn peers(&self, log: LogId) -> StoreFuture<'_, Vec<PeerAddress>>;
+
+    /// Waits for writes under way, makes a checkpoint and closes. Later calls fail with [`StoreError::Closed`].
+    fn close(&self) -> StoreFuture<'_, ()>;
+}
