@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -178,13 +179,25 @@ pub enum StoreError {
     Io(String),
 }
 
+/// Is told what was stored in a document, in the order of positions, after it is durable and before the call that stored it
+/// returns. Called on the writer's thread: it must be quick, must not block and must not call the store.
+pub trait CommitObserver: Send + Sync {
+    /// These operations are durable now.
+    fn on_commit(&self, operations: &[StoredOperation]);
+}
+
 /// Result of a call to the store.
 pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// What the services keep. Every read is bounded by the caller; every write is one transaction.
 pub trait Store: Send + Sync + std::fmt::Debug {
-    /// Puts a document into the store, or finds it there, and says what is known of it.
-    fn open_document(&self, record: DocumentRecord) -> StoreFuture<'_, DocumentState>;
+    /// Puts a document into the store, or finds it there, and says what is known of it. From that state on, `observer` hears
+    /// of everything that is stored in it; it takes the place of an earlier one.
+    fn open_document(
+        &self,
+        record: DocumentRecord,
+        observer: Arc<dyn CommitObserver>,
+    ) -> StoreFuture<'_, DocumentState>;
 
     /// All documents in the store.
     fn documents(&self) -> StoreFuture<'_, Vec<DocumentRecord>>;
