@@ -3,7 +3,7 @@
 //! Pure. Feed chunks to a [`FrameDecoder`] as they arrive and take whole frames out. A length over the limit is an
 //! error before a byte is reserved for it. What is inside a frame is for the protocol of the stream to say.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::limits::FRAME_MAX_BYTES;
@@ -28,12 +28,15 @@ pub enum FrameError {
     Truncated,
 }
 
-/// Appends one frame to `out`. The content must be 1 to `FRAME_MAX_BYTES` long, which our own messages are by construction.
-pub(crate) fn put_frame(out: &mut BytesMut, content: &[u8]) {
-    debug_assert!((1..=FRAME_MAX_BYTES).contains(&content.len()), "{} bytes", content.len());
-    out.reserve(PREFIX_BYTES + content.len());
-    out.put_u32(content.len() as u32);
-    out.put_slice(content);
+/// Appends one frame to `out`, whose content `write` appends. It must be 1 to `FRAME_MAX_BYTES` long, which our own
+/// messages are by construction.
+pub(crate) fn put_frame(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; PREFIX_BYTES]);
+    write(out);
+    let length = out.len() - start - PREFIX_BYTES;
+    debug_assert!((1..=FRAME_MAX_BYTES).contains(&length), "{length} bytes");
+    out[start..start + PREFIX_BYTES].copy_from_slice(&(length as u32).to_be_bytes());
 }
 
 /// Cuts frames out of chunks. Holds at most one frame and the rest of the last chunk.
@@ -85,6 +88,14 @@ impl FrameDecoder {
         Ok(Some(frame.slice(PREFIX_BYTES..)))
     }
 
+    /// Bytes to read so that not one byte after the next frame is taken: first for its length, then for its content.
+    pub fn missing(&self) -> usize {
+        let buffered = self.buffered.len() + self.chunk.len();
+        let length = || frame_length(&self.buffered).unwrap_or(0);
+        let wanted = if self.buffered.len() < PREFIX_BYTES { PREFIX_BYTES } else { PREFIX_BYTES + length() };
+        wanted.saturating_sub(buffered).max(1)
+    }
+
     /// To be called at the end of the stream.
     ///
     /// # Errors
@@ -134,9 +145,9 @@ mod tests {
             frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..200), 0..20),
             cuts in prop::collection::vec(1usize..64, 1..40),
         ) {
-            let mut stream = BytesMut::new();
-            frames.iter().for_each(|frame| put_frame(&mut stream, frame));
-            let (mut stream, mut decoder, mut got) = (stream.freeze(), FrameDecoder::new(), Vec::new());
+            let mut stream = Vec::new();
+            frames.iter().for_each(|frame| put_frame(&mut stream, |out| out.extend_from_slice(frame)));
+            let (mut stream, mut decoder, mut got) = (Bytes::from(stream), FrameDecoder::new(), Vec::new());
             let mut cuts = cuts.iter().cycle();
             while !stream.is_empty() {
                 let cut = stream.len().min(*cuts.next().unwrap());

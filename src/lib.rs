@@ -1,6 +1,8 @@
 //! Panda Network: a network node that a collaborative editor embeds.
 pub mod address;
 pub mod backoff;
+pub mod clock;
+pub mod documents;
 pub mod error;
 pub mod frame;
 pub mod identity;
@@ -9,4 +11,5 @@ pub mod limits;
 pub mod network_interface;
 pub mod operation;
 pub mod store;
+pub mod sync;
 pub mod transport;

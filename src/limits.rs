@@ -25,9 +25,6 @@ pub const PAGE_MAX_OPERATIONS: usize = 256;
 /// Header and body bytes in one page that is read from the store; one operation may exceed it alone.
 pub const PAGE_MAX_BYTES: usize = 256 * 1024;
 
-/// Bytes in flight of one catch-up beyond the last acknowledgement. Full: the sender waits for the receiver.
-pub const CATCH_UP_WINDOW_BYTES: usize = 2 * 1024 * 1024;
-
 /// Authors of one document. More: operations of further authors are refused.
 pub const DOCUMENT_MAX_AUTHORS: usize = 4096;
 
@@ -55,8 +52,8 @@ pub const STORE_QUEUE: usize = 4096;
 /// Events that wait for a slow listener of the node's events. Full: the listener is told how many it missed.
 pub const EVENTS_QUEUE: usize = 1024;
 
-/// Largest presence state, in bytes. It rides in one datagram. Larger: `set` fails.
-pub const PRESENCE_MAX_BYTES: usize = 1024;
+/// Largest presence state, in bytes. It rides in one datagram with its signature. Larger: `set` fails.
+pub const PRESENCE_MAX_BYTES: usize = 896;
 
 /// Presence states kept per document. More: further peers' presence is ignored and counted.
 pub const PRESENCE_MAX_PEERS: usize = 256;
@@ -72,6 +69,9 @@ pub const TICKET_MAX_RELAYS: usize = 4;
 
 /// Longest ticket text, in characters. Longer: refused before it is decoded.
 pub const TICKET_MAX_CHARS: usize = 8192;
+
+/// Addresses of other peers that a session passes on. More: the least recently heard of are left out.
+pub const PEERS_PER_FRAME: usize = 16;
 
 /// Peers known per node. More: the oldest that shares no document is forgotten.
 pub const MAX_KNOWN_PEERS: usize = 4096;

@@ -158,6 +158,12 @@ pub enum StoreError {
     /// The document was not put into the store before. The caller erred.
     #[error("document {0:?} is not in the store")]
     UnknownDocument(LogId),
+    /// As many documents are open as may be. The caller erred.
+    #[error("{limit} documents are open, as many as may be; close one first")]
+    TooManyDocuments {
+        /// The limit.
+        limit: usize,
+    },
     /// The outbox is full. Nothing is lost; wait until a peer is there.
     #[error(
         "{operations} operations ({bytes} bytes) wait for a peer, the queue is full; connect to a peer and try again"

@@ -1,0 +1,57 @@
+//! What can end a session or a link, and whose fault it is.
+
+use thiserror::Error;
+
+use crate::frame::FrameError;
+use crate::store::StoreError;
+use crate::sync::wire::WireError;
+use crate::transport::{CloseReason, TransportError};
+
+/// A session with a peer about a document, or the whole link to it, ended early. What was acknowledged is safe; the next
+/// session goes on from there.
+#[derive(Debug, Clone, Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The peer sent bytes that are not frames.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The peer sent a frame that says nothing sensible.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The peer broke the order of the protocol.
+    #[error("peer broke the protocol: {0}")]
+    Misbehaved(&'static str),
+    /// The peer keeps refusing what we send, or we what it sends.
+    #[error("operations were refused {0} times without progress")]
+    Refused(u32),
+    /// The peer does not answer heartbeats.
+    #[error("the peer stopped answering")]
+    Unresponsive,
+    /// The connection or stream failed.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Our store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SessionError {
+    /// The code that the peer is told.
+    pub(super) fn close_reason(&self) -> CloseReason {
+        match self {
+            Self::Frame(_) | Self::Wire(_) | Self::Misbehaved(_) => CloseReason::BadFrame,
+            Self::Refused(_) => CloseReason::BadOperation,
+            Self::Unresponsive => CloseReason::Unresponsive,
+            Self::Transport(_) => CloseReason::Done,
+            Self::Store(_) => CloseReason::InternalError,
+        }
+    }
+
+    /// True when the peer erred, so that it is counted against it.
+    pub(super) fn is_peers_fault(&self) -> bool {
+        match self {
+            Self::Frame(_) | Self::Wire(_) | Self::Misbehaved(_) | Self::Refused(_) => true,
+            Self::Unresponsive | Self::Transport(_) | Self::Store(_) => false,
+        }
+    }
+}
