@@ -8,5 +8,7 @@ pub mod ids;
 pub mod limits;
 pub mod network_interface;
 pub mod operation;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod store;
 pub mod transport;
