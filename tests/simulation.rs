@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use panda_network::sim::{self, Fate, LinkOptions, Sim, SimNetwork, SimOptions};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
+use quinn::{
+    AsyncUdpSocket, ClientConfig, Connection, Endpoint, EndpointConfig, RecvStream, SendStream, ServerConfig,
+    TokioRuntime,
+};
 use tokio::time::{sleep, timeout};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -87,12 +90,17 @@ impl Echo {
     }
 }
 
+/// A stream that its client gives up ends alone.
 async fn echo_streams(connection: Connection) -> Result<(), Failure> {
     loop {
-        let (mut send, mut receive) = connection.accept_bi().await?;
-        send.write_all(&receive.read_to_end(1 << 20).await?).await?;
-        send.finish()?;
+        let (send, receive) = connection.accept_bi().await?;
+        tokio::spawn(echo_stream(send, receive));
     }
+}
+
+async fn echo_stream(mut send: SendStream, mut receive: RecvStream) -> Result<(), Failure> {
+    send.write_all(&receive.read_to_end(1 << 20).await?).await?;
+    Ok(send.finish()?)
 }
 
 async fn ask(connection: &Connection, bytes: &[u8]) -> Result<Vec<u8>, Failure> {
@@ -329,6 +337,17 @@ fn a_batch_arrives_as_its_datagrams_with_their_ecn_bits() -> Result<(), Failure>
         let from = sender.address();
         assert_eq!(received, [(from, 3, ecn), (from, 3, ecn), (from, 1, ecn), (from, 1, None)]);
         assert_eq!(storage.map(|buffer| buffer[0]), [1, 2, 3, 4, 0]);
+        Ok(())
+    })
+}
+
+#[test]
+fn hosts_may_have_ipv6_addresses() -> Result<(), Failure> {
+    sim::run(15, |sim| async move {
+        let network = SimNetwork::new(sim.options());
+        let (alice, bob) = (network.bind("[2001:db8::1]:1".parse()?)?, network.bind("[2001:db8::2]:1".parse()?)?);
+        alice.send_to("hello", bob.address());
+        assert_eq!(bob.recv_from().await, ("hello".into(), alice.address()));
         Ok(())
     })
 }

@@ -161,7 +161,8 @@ impl Router {
     fn carry(&mut self, now: Duration, direction: Direction, size: usize) -> Passage {
         let link = self.links.get(&direction).unwrap_or(&self.default_link);
         if link.bandwidth.is_none() {
-            return link::carry(link, &mut Duration::ZERO, &mut self.rng, now, size);
+            let mut never_busy = Duration::ZERO;
+            return link::carry(link, &mut never_busy, &mut self.rng, now, size);
         }
         if self.busy_until.len() >= BUSY_LINKS_BEFORE_CLEANUP {
             self.busy_until.retain(|_, until| *until > now);
