@@ -213,6 +213,24 @@ fn a_crashed_host_says_no_goodbye_and_restarts_on_its_address() -> Result<(), Fa
 }
 
 #[test]
+fn the_old_socket_of_a_crashed_host_can_do_nothing_to_the_new_one() -> Result<(), Failure> {
+    sim::run(16, |sim| async move {
+        let network = SimNetwork::new(sim.options());
+        let (peer, old) = (network.bind((CLIENT, 1).into())?, network.bind((SERVER, 1).into())?);
+        network.crash(ip(SERVER));
+        let new = network.bind(old.address())?;
+        old.send_to("from the grave", peer.address());
+        peer.send_to("hello", new.address());
+        assert!(timeout(SECOND, old.recv_from()).await.is_err());
+        drop(old);
+        assert_eq!(new.recv_from().await, ("hello".into(), peer.address()));
+        new.send_to("alive", peer.address());
+        assert_eq!(peer.recv_from().await, ("alive".into(), new.address()));
+        Ok(())
+    })
+}
+
+#[test]
 fn a_dropped_endpoint_frees_its_address() -> Result<(), Failure> {
     sim::run(5, |sim| async move {
         let network = SimNetwork::new(sim.options());

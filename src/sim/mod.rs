@@ -47,7 +47,8 @@
 //!
 //! Tokio's timers tick in milliseconds. Links reckon in nanoseconds, and the trace shows those, but a socket is handed
 //! a packet at the first tick at or after its arrival. Computing takes no time: a slow host cannot be simulated.
-//! A host has one address, and destinations are never rewritten.
+//! A host has one address, and addresses are never rewritten: a socket on an IPv6 address does not reach IPv4 hosts,
+//! not even by IPv4-mapped addresses.
 
 mod hub;
 mod link;
