@@ -10,6 +10,8 @@ pub mod ids;
 pub mod limits;
 pub mod network_interface;
 pub mod operation;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod store;
 pub mod sync;
 pub mod transport;
