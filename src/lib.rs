@@ -2,6 +2,7 @@
 pub mod address;
 pub mod backoff;
 pub mod clock;
+pub mod connections;
 pub mod documents;
 pub mod error;
 pub mod frame;

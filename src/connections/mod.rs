@@ -1,0 +1,265 @@
+//! Connections to peers: who is dialled when, what becomes of those who dial us, and which of two connections stays.
+//!
+//! [`Connections`] owns a transport. It keeps every peer it was told of connected ([`Connections::add_peer`]), accepts the
+//! others, and hands each connection that stays to a [`ConnectionHandler`]. Per peer, [`peer_machine`] decides; `keeper` is
+//! its driver. Nothing here knows what travels on a connection.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+mod keeper;
+pub mod peer_machine;
+
+use crate::address::PeerAddress;
+use crate::backoff::ReconnectionPolicy;
+use crate::ids::PeerId;
+use crate::limits::MAX_KNOWN_PEERS;
+use crate::network_interface::ConnectionState;
+use crate::transport::{BoxFuture, CloseReason, Connection, ConnectionInfo, ConnectionStats, Transport};
+use peer_machine::new_connection_wins;
+
+/// What is done with a connection for as long as it lives.
+pub trait ConnectionHandler: Send + Sync {
+    /// Serves a connection; it counts as the peer's connection until this resolves, and is closed by then.
+    fn serve(&self, connection: Arc<dyn Connection>) -> BoxFuture<'static, ()>;
+}
+
+/// Keeps peers connected. Clones are handles.
+#[derive(Clone)]
+pub struct Connections {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: PeerId,
+    transport: Arc<dyn Transport>,
+    policy: ReconnectionPolicy,
+    handler: Arc<dyn ConnectionHandler>,
+    peers: Mutex<BTreeMap<PeerId, Peer>>,
+    online: watch::Sender<bool>,
+    /// Counts the reasons to dial everybody at once.
+    retries: watch::Sender<u64>,
+    state: watch::Sender<ConnectionState>,
+    random: Mutex<ChaCha8Rng>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+struct Peer {
+    /// Where to dial; `None` for a peer that dialled us and is not to be dialled.
+    address: Option<watch::Sender<PeerAddress>>,
+    current: Option<Current>,
+    /// Number of the current connection, `None` while there is none.
+    connected: watch::Sender<Option<u64>>,
+    connections: u64,
+}
+
+struct Current {
+    number: u64,
+    connection: Arc<dyn Connection>,
+    dialled: bool,
+    since: Instant,
+}
+
+impl Connections {
+    /// Starts to accept peers. `seed` drives the jitter of retries.
+    pub fn start(
+        node: PeerId,
+        transport: Arc<dyn Transport>,
+        policy: ReconnectionPolicy,
+        handler: Arc<dyn ConnectionHandler>,
+        seed: u64,
+    ) -> Self {
+        let inner = Arc::new(Inner {
+            node,
+            transport,
+            policy,
+            handler,
+            peers: Mutex::default(),
+            online: watch::Sender::new(true),
+            retries: watch::Sender::new(0),
+            state: watch::Sender::new(ConnectionState::Idle),
+            random: Mutex::new(ChaCha8Rng::seed_from_u64(seed)),
+            tasks: Mutex::new(JoinSet::new()),
+        });
+        inner.spawn(keeper::accept(Arc::clone(&inner)));
+        Self { inner }
+    }
+
+    /// Keeps this peer connected from now on, at the newest address it signed. False when too many are known already.
+    pub fn add_peer(&self, address: PeerAddress) -> bool {
+        let inner = &self.inner;
+        let peer_id = address.peer_id();
+        if peer_id == inner.node {
+            return true;
+        }
+        let mut peers = inner.peers();
+        if peers.len() >= MAX_KNOWN_PEERS && !peers.contains_key(&peer_id) {
+            return false;
+        }
+        let peer = peers.entry(peer_id).or_insert_with(Peer::new);
+        match &peer.address {
+            Some(known) => {
+                known.send_if_modified(|known| {
+                    let newer = known.timestamp_us() < address.timestamp_us();
+                    if newer {
+                        *known = address;
+                    }
+                    newer
+                });
+            }
+            None => {
+                let sender = watch::Sender::new(address);
+                let (receiver, connected) = (sender.subscribe(), peer.connected.subscribe());
+                peer.address = Some(sender);
+                drop(peers);
+                inner.spawn(keeper::keep_connected(Arc::clone(inner), peer_id, receiver, connected));
+                inner.refresh_state();
+            }
+        }
+        true
+    }
+
+    /// Goes offline, which closes all connections, or online again, which dials everybody at once.
+    pub fn set_online(&self, online: bool) {
+        self.inner.online.send_replace(online);
+        if !online {
+            let mut peers = self.inner.peers();
+            peers.values_mut().filter_map(|peer| peer.current.as_ref()).for_each(|current| {
+                current.connection.close(CloseReason::GoingOffline);
+            });
+        }
+        self.inner.refresh_state();
+    }
+
+    /// Dials everybody who is not connected at once: the network changed, or somebody wants to know.
+    pub fn retry_now(&self) {
+        self.inner.retries.send_modify(|retries| *retries += 1);
+    }
+
+    /// Whether anybody is connected, over time.
+    pub fn watch_state(&self) -> watch::Receiver<ConnectionState> {
+        self.inner.state.subscribe()
+    }
+
+    /// The connections there are.
+    pub fn list(&self) -> Vec<(ConnectionInfo, ConnectionStats)> {
+        let peers = self.inner.peers();
+        let current = peers.values().filter_map(|peer| peer.current.as_ref());
+        current.map(|current| (current.connection.info(), current.connection.stats())).collect()
+    }
+
+    /// Waits until nobody is connected, at most `deadline`.
+    pub async fn wait_until_closed(&self, deadline: Duration) {
+        let mut state = self.watch_state();
+        let closed = state.wait_for(|state| !matches!(state, ConnectionState::Connected { .. }));
+        // Over the deadline: the transport closes what is left.
+        let _ = tokio::time::timeout(deadline, closed).await;
+    }
+
+    /// Stops dialling and accepting, and drops what serves the connections.
+    pub fn stop(&self) {
+        // Dropping the set aborts its tasks, and with them goes what keeps `Inner` alive.
+        drop(std::mem::take(&mut *self.inner.tasks()));
+    }
+}
+
+impl std::fmt::Debug for Connections {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connections({:?})", *self.inner.state.borrow())
+    }
+}
+
+impl Peer {
+    fn new() -> Self {
+        Self { address: None, current: None, connected: watch::Sender::new(None), connections: 0 }
+    }
+}
+
+impl Inner {
+    /// A connection was made, by either side: it stays, or the one that is there does.
+    fn establish(self: &Arc<Self>, connection: Arc<dyn Connection>) {
+        let info = connection.info();
+        let (peer_id, now) = (info.peer_id, Instant::now());
+        if !*self.online.borrow() {
+            return connection.close(CloseReason::GoingOffline);
+        }
+        let mut peers = self.peers();
+        let peer = peers.entry(peer_id).or_insert_with(Peer::new);
+        if let Some(current) = &peer.current {
+            let by_smaller = info.dialled == (self.node < peer_id);
+            let age = now.duration_since(current.since);
+            if !new_connection_wins(age, current.dialled == info.dialled, by_smaller) {
+                return connection.close(CloseReason::Superseded);
+            }
+            current.connection.close(CloseReason::Superseded);
+        }
+        peer.connections += 1;
+        let number = peer.connections;
+        let current = Current { number, connection: Arc::clone(&connection), dialled: info.dialled, since: now };
+        peer.current = Some(current);
+        peer.connected.send_replace(Some(number));
+        drop(peers);
+        tracing::debug!(peer = %peer_id.short(), dialled = info.dialled, "connected");
+        self.refresh_state();
+        let (inner, served) = (Arc::clone(self), self.handler.serve(connection));
+        self.spawn(async move {
+            served.await;
+            inner.on_closed(peer_id, number);
+        });
+    }
+
+    fn on_closed(&self, peer_id: PeerId, number: u64) {
+        let mut peers = self.peers();
+        if let Some(peer) = peers.get_mut(&peer_id)
+            && peer.current.as_ref().is_some_and(|current| current.number == number)
+        {
+            peer.current = None;
+            peer.connected.send_replace(None);
+            if peer.address.is_none() {
+                peers.remove(&peer_id);
+            }
+        }
+        drop(peers);
+        tracing::debug!(peer = %peer_id.short(), "disconnected");
+        self.refresh_state();
+    }
+
+    fn refresh_state(&self) {
+        let peers = self.peers();
+        let connected = peers.values().filter(|peer| peer.current.is_some()).count();
+        let state = match (*self.online.borrow(), connected, peers.is_empty()) {
+            (false, ..) => ConnectionState::Offline,
+            (true, 0, true) => ConnectionState::Idle,
+            (true, 0, false) => ConnectionState::Connecting,
+            (true, peers, _) => ConnectionState::Connected { peers },
+        };
+        drop(peers);
+        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
+    }
+
+    /// Uniform in 0.0–1.0.
+    fn random(&self) -> f64 {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).random()
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<PeerId, Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
