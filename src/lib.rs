@@ -8,5 +8,6 @@ pub mod ids;
 pub mod limits;
 pub mod network_interface;
 pub mod operation;
+pub mod storage;
 pub mod store;
 pub mod transport;
