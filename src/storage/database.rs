@@ -98,6 +98,10 @@ fn make_if_missing(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
+    // SQLite would write the old log into the new database.
+    if with_suffix(path, "-wal").exists() {
+        return Err(damaged(path, "it is missing, but its write-ahead log is there"));
+    }
     let temporary = path.with_extension("new");
     for suffix in ["", "-journal"] {
         match std::fs::remove_file(with_suffix(&temporary, suffix)) {

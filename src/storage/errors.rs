@@ -45,6 +45,9 @@ pub(super) fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StoreError {
             ffi::Error { code: ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, .. },
             _,
         ) => damaged(path, error),
+        rusqlite::Error::SqliteFailure(ffi::Error { extended_code: ffi::SQLITE_IOERR_CORRUPTFS, .. }, _) => {
+            damaged(path, error)
+        }
         // A row that must be there is not, or a column does not hold what the schema says: the file was changed.
         rusqlite::Error::QueryReturnedNoRows
         | rusqlite::Error::FromSqlConversionFailure(..)

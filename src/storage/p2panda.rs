@@ -225,10 +225,10 @@ impl<L: p2panda_core::LogId> TopicStore<Topic, VerifyingKey, L> for SqliteStore 
 
     async fn resolve(&self, topic: &Topic) -> Result<BTreeMap<VerifyingKey, Vec<L>>, Self::Error> {
         let log = LogId::of_topic(topic);
-        let heads = self.read(move |connection, _| read::heads(connection, log)).await?;
+        let authors = self.read(move |connection, _| read::authors(connection, log)).await?;
         let encoded = encode_cbor(&log.hash()).map_err(|_| P2pandaStoreError::NotALog)?;
         let log: L = decode_cbor(&encoded[..]).map_err(|_| P2pandaStoreError::NotALog)?;
-        Ok(heads.into_iter().map(|(author, _)| (*author.verifying_key(), vec![log.clone()])).collect())
+        Ok(authors.into_iter().map(|author| (*author.verifying_key(), vec![log.clone()])).collect())
     }
 }
 

@@ -163,13 +163,13 @@ pub(super) fn peers(connection: &Connection, log: LogId) -> Outcome<Vec<PeerAddr
     Ok(peers)
 }
 
-/// Authors and heads of a log, for p2panda's traits.
-pub(super) fn heads(connection: &Connection, log: LogId) -> Outcome<Vec<(PeerId, SeqNum)>> {
+/// Everybody with an operation in a log, for p2panda's traits.
+pub(super) fn authors(connection: &Connection, log: LogId) -> Outcome<Vec<PeerId>> {
     let mut statement = connection.prepare_cached(
-        "SELECT public_key, seq_num FROM heads JOIN authors USING (author) JOIN documents USING (log) WHERE log_id = ?1",
+        "SELECT public_key FROM heads JOIN authors USING (author) JOIN documents USING (log) WHERE log_id = ?1",
     )?;
-    let heads = statement.query_map([log.as_bytes()], |row| Ok((peer_id(row, 0)?, row.get(1)?)))?;
-    Ok(heads.collect::<Result<_, _>>()?)
+    let authors = statement.query_map([log.as_bytes()], |row| peer_id(row, 0))?;
+    Ok(authors.collect::<Result<_, _>>()?)
 }
 
 /// The newest sequence number of an author in a log, for p2panda's traits.

@@ -274,3 +274,19 @@ fn inline_every_call_is_done_in_the_first_poll_without_a_runtime() {
         assert_eq!(page.unwrap().len(), expected as usize + 1);
     }
 }
+
+#[tokio::test]
+async fn inline_the_same_calls_give_the_same_bytes() {
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(options(directory.path()).with_inline(true), alice()).unwrap();
+        state(&store, 1).await;
+        for _ in 0..3 {
+            publish(&store, document(1).log(), "edit").await.unwrap();
+        }
+        runs.push(everything(&store, document(1).log()).await);
+    }
+    assert_eq!(runs[0], runs[1]);
+    assert_eq!(runs[0].iter().map(|stored| stored.operation.timestamp_us()).collect::<Vec<_>>(), [1000, 1001, 1002]);
+}

@@ -147,3 +147,17 @@ async fn a_start_that_was_interrupted_while_it_made_the_database_is_made_up_for(
     assert!(path.exists());
     assert!(!directory.path().join("panda.new").exists());
 }
+
+#[tokio::test]
+async fn a_write_ahead_log_without_its_database_is_not_mixed_into_a_new_one() {
+    let (directory, store, log) = on_disk().await;
+    publish(&store, log, "edit").await.unwrap();
+    std::mem::forget(store);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let wal = format!("{DATABASE_FILE}-wal");
+    std::fs::copy(directory.path().join(&wal), elsewhere.path().join(&wal)).unwrap();
+    let path = elsewhere.path().join(DATABASE_FILE);
+    assert_damaged(SqliteStore::open(options(elsewhere.path()), alice()), &path);
+    std::fs::remove_file(elsewhere.path().join(&wal)).unwrap();
+    open(elsewhere.path());
+}

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::address::PeerAddress;
+use crate::storage::Backend;
 use crate::storage::database::DATABASE_FILE;
 
 /// What the files in a directory hold at this moment, as a crash would leave them to the next start.
@@ -107,6 +108,25 @@ async fn an_acknowledgement_goes_along_with_the_next_commit() {
     let copy = crash(directory.path());
     let state = state(&open(copy.path()), 1).await;
     assert_eq!((state.delivered, state.outbox_operations), (Some(0), 1));
+}
+
+#[tokio::test]
+async fn an_acknowledgement_is_written_by_itself_after_a_while_and_later_commits_wait_for_the_disk_as_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path()).with_inline(true).with_durability(Durability::Power);
+    let store = SqliteStore::open(options, alice()).unwrap();
+    state(&store, 1).await;
+    publish(&store, document(1).log(), "edit").await.unwrap();
+    store.set_delivered(document(1).log(), 0).await.unwrap();
+    let delivered = async |directory: &std::path::Path| state(&open(crash(directory).path()), 1).await.delivered;
+    assert_eq!(delivered(directory.path()).await, None);
+    let Backend::Inline(engine) = store.backend.as_ref() else { panic!("it is inline") };
+    let written = engine.lock().unwrap().as_mut().unwrap().write_acknowledged();
+    written.unwrap();
+    assert_eq!(delivered(directory.path()).await, Some(0));
+    let synchronous =
+        store.read(|connection, _| Ok(connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0))?));
+    assert_eq!(synchronous.await.unwrap(), 2, "FULL");
 }
 
 #[tokio::test]
