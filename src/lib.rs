@@ -13,6 +13,7 @@ pub mod network_interface;
 pub mod operation;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod storage;
 pub mod store;
 pub mod sync;
 pub mod transport;

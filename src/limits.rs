@@ -49,6 +49,27 @@ pub const RECENT_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Commands that wait for the store's writer. Full: callers wait.
 pub const STORE_QUEUE: usize = 4096;
 
+/// Bytes of operations in these commands. Full: callers wait.
+pub const STORE_QUEUE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Commands that share one transaction of the store. More: the rest takes the next one.
+pub const STORE_BATCH: usize = 1024;
+
+/// Bytes of operations in one transaction of the store, but for the last command in it.
+pub const STORE_BATCH_BYTES: usize = 8 * 1024 * 1024;
+
+/// Reads of the store at once. More: callers wait.
+pub const STORE_READERS: usize = 4;
+
+/// Acknowledgements that are known but not written; a crash within this time loses them, they come again.
+pub const STORE_ACKNOWLEDGED_DELAY: Duration = Duration::from_secs(1);
+
+/// Bytes of fork proofs that one call returns. More: the rest is left out.
+pub const FORK_PROOFS_MAX_BYTES: usize = 32 * 1024 * 1024;
+
+/// Bytes of a log that p2panda's store traits return at once. More: a typed error.
+pub const P2PANDA_RANGE_MAX_BYTES: usize = 256 * 1024 * 1024;
+
 /// Events that wait for a slow listener of the node's events. Full: the listener is told how many it missed.
 pub const EVENTS_QUEUE: usize = 1024;
 

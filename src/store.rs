@@ -174,6 +174,12 @@ pub enum StoreError {
         /// Their bytes.
         bytes: u64,
     },
+    /// This node's own log in the document is frozen: peers would not take what it signs. Another node uses its key, or
+    /// did so: the caller erred.
+    #[error(
+        "this node's log in document {0:?} is frozen, its key signed two different operations; start with a new identity and never copy one"
+    )]
+    OwnLogFrozen(LogId),
     /// The operation cannot be signed. The caller erred.
     #[error(transparent)]
     Operation(#[from] OperationError),
@@ -236,7 +242,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// lost by a crash: acknowledgements come again.
     fn set_delivered(&self, log: LogId, delivered: SeqNum) -> StoreFuture<'_, ()>;
 
-    /// The proofs of forks in a document.
+    /// The proofs of forks in a document, by author row, and of these as many as fit into
+    /// `limits::FORK_PROOFS_MAX_BYTES`, at least one. `DocumentState::frozen` names all authors.
     fn fork_proofs(&self, log: LogId) -> StoreFuture<'_, Vec<ForkProof>>;
 
     /// Up to where a subscriber of this name has committed, 0 at the start.
