@@ -1,0 +1,337 @@
+//! The node: the composition root, the one place that knows every adapter, and the handles that an editor holds.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+mod addresses;
+mod document;
+mod error;
+mod in_memory;
+mod interface;
+mod options;
+
+pub use document::{Document, Presence};
+pub use error::PandaError;
+pub use in_memory::{InMemoryHub, InMemoryNetwork};
+pub use options::PandaNetworkOptions;
+
+use crate::address::{AddressError, DocumentTicket, PeerAddress, TransportKind};
+use crate::clock::Clock;
+use crate::connections::{ConnectionHandler, Connections};
+use crate::documents::{Documents, OpenDocument};
+use crate::identity::Identity;
+use crate::ids::{DocumentId, DocumentKey, PeerId};
+use crate::limits::CONNECT_DEADLINE;
+use crate::network_interface::ConnectionState;
+use crate::storage::{SqliteStore, StorageOptions};
+use crate::store::{DocumentRecord, Store, StoreError};
+use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, Transport, TransportStats};
+use crate::transports::quic::QuicTransport;
+
+/// File of the node's key in its data directory.
+const IDENTITY_FILE: &str = "identity";
+
+/// How long a shutdown waits for peers to close after they were told goodbye.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A node. Clones are handles on one node, which runs until [`shutdown`](Self::shutdown) or until the last handle is
+/// dropped; a drop loses nothing that was published, but peers only notice when the connection times out.
+#[derive(Debug, Clone)]
+pub struct PandaNetwork {
+    node: Arc<Node>,
+}
+
+/// What the handles share.
+#[derive(Debug)]
+struct Node {
+    identity: Identity,
+    clock: Clock,
+    store: Arc<dyn Store>,
+    transport: Arc<dyn Transport>,
+    documents: Documents,
+    connections: Connections,
+    random: Mutex<ChaCha20Rng>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop_tasks();
+    }
+}
+
+impl Node {
+    /// A freshly signed record of where this node can be reached.
+    fn address(&self) -> Result<PeerAddress, AddressError> {
+        let addresses = addresses::reachable(&self.transport.local_addresses());
+        let addresses = addresses.into_iter().map(|address| (TransportKind::Quic, address)).collect();
+        PeerAddress::sign(&self.identity, addresses, self.clock.now_us())
+    }
+
+    fn stop_tasks(&self) {
+        // Dropping the set aborts its tasks.
+        drop(std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner)));
+        self.connections.stop();
+    }
+
+    fn random_bytes<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut bytes);
+        bytes
+    }
+}
+
+/// What differs between a real and a simulated node.
+struct World {
+    identity: Identity,
+    clock: Clock,
+    random: ChaCha20Rng,
+    inline: bool,
+}
+
+impl World {
+    fn of(options: &mut PandaNetworkOptions) -> Result<Self, PandaError> {
+        #[cfg(feature = "sim")]
+        if let Some(simulation) = options.simulation.take() {
+            return Self::simulated(options, simulation);
+        }
+        let identity = Identity::load_or_create(&options.data_dir.join(IDENTITY_FILE))?;
+        Ok(Self { identity, clock: Clock::system(), random: ChaCha20Rng::from_os_rng(), inline: false })
+    }
+
+    #[cfg(feature = "sim")]
+    fn simulated(options: &mut PandaNetworkOptions, simulation: options::Simulation) -> Result<Self, PandaError> {
+        use crate::transport::TransportError;
+        let options::Simulation { network, address, seed } = simulation;
+        let socket = network
+            .bind(address)
+            .map_err(|error| TransportError::Bind { address, reason: error.to_string() })?;
+        options.quic = options.quic.clone().with_socket(socket).with_rng_seed(seed);
+        Ok(Self {
+            identity: Identity::from_seed(&seed),
+            clock: Clock::new(move || u64::try_from(network.now().as_micros()).unwrap_or(u64::MAX)),
+            random: ChaCha20Rng::from_seed(seed),
+            inline: true,
+        })
+    }
+}
+
+impl PandaNetwork {
+    /// Starts a node: makes or reads its identity and store, listens, and waits for documents to be opened.
+    ///
+    /// # Errors
+    /// [`PandaError`]: the directory is in use by another process, the identity or the database is damaged, the address is taken.
+    pub async fn start(mut options: PandaNetworkOptions) -> Result<Self, PandaError> {
+        make_directory(&options.data_dir)?;
+        let World { identity, clock, mut random, inline } = World::of(&mut options)?;
+        let storage = StorageOptions::new(&options.data_dir)
+            .with_durability(options.durability)
+            .with_outbox_limits(options.outbox.0, options.outbox.1)
+            .with_inline(inline)
+            .with_clock(clock.clone());
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
+        let transport: Arc<dyn Transport> = Arc::new(QuicTransport::start(&identity, options.quic)?);
+        let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
+        let handler = Arc::new(Handler(documents.clone()));
+        let connections = Connections::start(
+            identity.peer_id(),
+            Arc::clone(&transport),
+            options.reconnection,
+            handler,
+            random.next_u64(),
+        );
+        let (random, tasks) = (Mutex::new(random), Mutex::new(JoinSet::new()));
+        let node = Arc::new(Node { identity, clock, store, transport, documents, connections, random, tasks });
+        node.documents.set_address(node.address()?);
+        let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.spawn(add_learned_peers(node.connections.clone(), learned));
+        tasks.spawn(addresses::follow(Arc::downgrade(&node)));
+        drop(tasks);
+        Ok(Self { node })
+    }
+
+    /// The public key of this node.
+    pub fn node_id(&self) -> PeerId {
+        self.node.identity.peer_id()
+    }
+
+    /// Makes a new document and opens it. Give its ticket to the others.
+    ///
+    /// # Errors
+    /// [`PandaError::Store`].
+    pub async fn create(&self) -> Result<Document, PandaError> {
+        let document = DocumentId::from_uuid(uuid::Builder::from_random_bytes(self.node.random_bytes()).into_uuid());
+        let key = DocumentKey::from_bytes(self.node.random_bytes());
+        self.open_record(DocumentRecord { document, key }).await
+    }
+
+    /// Opens a document by its ticket and keeps its peers connected. Opening it again gives another handle.
+    ///
+    /// # Errors
+    /// [`PandaError::Store`].
+    pub async fn open(&self, ticket: DocumentTicket) -> Result<Document, PandaError> {
+        let record = DocumentRecord { document: ticket.document(), key: ticket.key().clone() };
+        let document = self.open_record(record).await?;
+        for peer in ticket.peers() {
+            document.open.remember_peer(peer.clone()).await?;
+            self.node.connections.add_peer(peer.clone());
+        }
+        Ok(document)
+    }
+
+    /// Opens a document that this node has had open before; no ticket is needed for it.
+    ///
+    /// # Errors
+    /// [`PandaError::UnknownDocument`], [`PandaError::Store`].
+    pub async fn reopen(&self, document: DocumentId) -> Result<Document, PandaError> {
+        let records = self.node.store.documents().await?;
+        let record = records.into_iter().find(|record| record.document == document);
+        self.open_record(record.ok_or(PandaError::UnknownDocument(document))?).await
+    }
+
+    /// Closes a document: its subscriptions end, peers are told. What is stored stays, and it can be opened again.
+    pub fn close(&self, document: DocumentId) {
+        self.node.documents.close(&document);
+    }
+
+    /// All documents in this node's store, open or not.
+    ///
+    /// # Errors
+    /// [`PandaError::Store`].
+    pub async fn documents(&self) -> Result<Vec<DocumentId>, PandaError> {
+        let records = self.node.store.documents().await?;
+        Ok(records.into_iter().map(|record| record.document).collect())
+    }
+
+    /// Goes offline on purpose, saying goodbye to everybody, or online again, which dials everybody at once. Publishing works
+    /// either way.
+    pub async fn set_connected(&self, connected: bool) {
+        if connected {
+            self.node.documents.set_goodbye(false);
+            self.node.connections.set_online(true);
+        } else {
+            self.node.documents.set_goodbye(true);
+            self.node.connections.wait_until_closed(GOODBYE_DEADLINE).await;
+            self.node.connections.set_online(false);
+        }
+    }
+
+    /// Whether anybody is connected, now and later.
+    pub fn connection_state(&self) -> watch::Receiver<ConnectionState> {
+        self.node.connections.watch_state()
+    }
+
+    /// The network changed or the machine woke up: dials everybody who is not connected at once. The node notices most
+    /// changes by itself within seconds; an editor that knows earlier says so here.
+    pub fn on_network_change(&self) {
+        self.node.connections.retry_now();
+    }
+
+    /// Where the node listens.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.node.transport.local_addresses()
+    }
+
+    /// The connections there are.
+    pub fn connections(&self) -> Vec<(ConnectionInfo, ConnectionStats)> {
+        self.node.connections.list()
+    }
+
+    /// Counters of the transport.
+    pub fn transport_stats(&self) -> TransportStats {
+        self.node.transport.stats()
+    }
+
+    /// Dials everybody at once and waits until the own operations that are queued were acknowledged by a first peer, or
+    /// nobody has answered for ten seconds. Returns how many were acknowledged meanwhile.
+    ///
+    /// # Errors
+    /// None at present.
+    pub async fn process_queued_operations(&self) -> Result<usize, PandaError> {
+        let documents = self.node.documents.all();
+        let before = pending(&documents);
+        self.node.connections.retry_now();
+        if before > 0 && *self.connection_state().borrow() != ConnectionState::Idle {
+            let deadline = Instant::now() + CONNECT_DEADLINE;
+            let emptied = async {
+                for document in &documents {
+                    // An error means that the document is gone, and nothing is queued in it.
+                    let _ = document.watch_status().wait_for(|status| status.pending == 0).await;
+                }
+            };
+            let _ = timeout_at(deadline, emptied).await;
+        }
+        Ok(before.saturating_sub(pending(&documents)))
+    }
+
+    /// Ends the node within about `deadline`: waits until connected peers have what is queued, says goodbye, closes the
+    /// connections and the store. Handles that are left get errors. A second call does nothing.
+    ///
+    /// # Errors
+    /// [`PandaError::Store`] when the store cannot be closed; what was acknowledged is safe even then.
+    pub async fn shutdown(&self, deadline: Duration) -> Result<(), PandaError> {
+        let end = Instant::now() + deadline;
+        let node = &self.node;
+        node.documents.flush(deadline / 2).await;
+        node.documents.set_goodbye(true);
+        node.connections.wait_until_closed(GOODBYE_DEADLINE.min(deadline / 4)).await;
+        node.stop_tasks();
+        node.transport.shutdown(end.saturating_duration_since(Instant::now())).await;
+        for document in node.documents.all() {
+            node.documents.close(&document.record().document);
+        }
+        match node.store.close().await {
+            Ok(()) | Err(StoreError::Closed) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn open_record(&self, record: DocumentRecord) -> Result<Document, PandaError> {
+        let open = self.node.documents.open(record).await?;
+        for peer in open.known_peers().await? {
+            self.node.connections.add_peer(peer);
+        }
+        Ok(Document { node: Arc::clone(&self.node), open })
+    }
+}
+
+fn pending(documents: &[Arc<OpenDocument>]) -> usize {
+    documents.iter().map(|document| document.watch_status().borrow().pending).sum()
+}
+
+fn make_directory(path: &Path) -> Result<(), PandaError> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::DirBuilderExt;
+        builder.mode(0o700);
+    }
+    let made = builder.create(path);
+    made.map_err(|error| StoreError::Io(format!("cannot make the directory {}: {error}", path.display())).into())
+}
+
+/// Peers that other peers told us of.
+async fn add_learned_peers(connections: Connections, mut learned: mpsc::Receiver<PeerAddress>) {
+    while let Some(address) = learned.recv().await {
+        connections.add_peer(address);
+    }
+}
+
+/// Hands connections to the documents.
+struct Handler(Documents);
+
+impl ConnectionHandler for Handler {
+    fn serve(&self, connection: Arc<dyn Connection>) -> BoxFuture<'static, ()> {
+        let documents = self.0.clone();
+        Box::pin(async move { documents.serve(connection).await })
+    }
+}

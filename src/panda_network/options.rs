@@ -1,0 +1,86 @@
+//! How a node is set up.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::backoff::ReconnectionPolicy;
+use crate::limits::{OUTBOX_MAX_BYTES, OUTBOX_MAX_OPERATIONS};
+use crate::store::Durability;
+use crate::transports::quic::QuicTransportOptions;
+
+/// Options of a [`PandaNetwork`](crate::PandaNetwork). Everything has a default but the directory.
+#[derive(Debug, Clone)]
+pub struct PandaNetworkOptions {
+    pub(super) data_dir: PathBuf,
+    pub(super) durability: Durability,
+    pub(super) reconnection: ReconnectionPolicy,
+    pub(super) outbox: (usize, u64),
+    pub(super) quic: QuicTransportOptions,
+    #[cfg(feature = "sim")]
+    pub(super) simulation: Option<Simulation>,
+}
+
+/// Where a simulated node lives.
+#[cfg(feature = "sim")]
+#[derive(Debug, Clone)]
+pub(super) struct Simulation {
+    pub network: crate::sim::SimNetwork,
+    pub address: SocketAddr,
+    pub seed: [u8; 32],
+}
+
+impl PandaNetworkOptions {
+    /// A node whose identity, operations and queue live in `data_dir`, which is made if it is missing. One process at a time.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            durability: Durability::default(),
+            reconnection: ReconnectionPolicy::new(),
+            outbox: (OUTBOX_MAX_OPERATIONS, OUTBOX_MAX_BYTES),
+            quic: QuicTransportOptions::new(),
+            #[cfg(feature = "sim")]
+            simulation: None,
+        }
+    }
+
+    /// Where to listen. Default: every address, IPv6 and IPv4, on a port of the system's choice. A fixed port lets old tickets
+    /// work after a restart even when nobody was connected to hear of the new one.
+    pub fn with_listen_address(mut self, address: SocketAddr) -> Self {
+        self.quic = self.quic.with_listen_address(address);
+        self
+    }
+
+    /// What a resolved publish survives. Default: power loss ([`Durability::Power`]).
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// When lost and failed connections are tried again. Default: 500 ms, doubling up to 30 s, for ever.
+    pub fn with_reconnection(mut self, policy: ReconnectionPolicy) -> Self {
+        self.reconnection = policy;
+        self
+    }
+
+    /// How many own operations, and bytes of them, may wait for a first peer, per document. Default: a million, 1 GiB. Too small
+    /// makes `publish` fail with `QueueFull` early; larger costs disk, not memory.
+    pub fn with_outbox_limits(mut self, operations: usize, bytes: u64) -> Self {
+        self.outbox = (operations, bytes);
+        self
+    }
+
+    /// Options of the QUIC transport; a listen address set here counts.
+    pub fn with_quic(mut self, options: QuicTransportOptions) -> Self {
+        self.quic = options;
+        self
+    }
+
+    /// Runs the node in a simulated network instead of the real one: its socket is bound to `address` there, its clock is
+    /// the network's, storage and signatures run inline, and identity and randomness come from `seed`, so that the same
+    /// seed gives the same packets. The data directory is real, so the node can be restarted.
+    #[cfg(feature = "sim")]
+    pub fn with_simulation(mut self, network: &crate::sim::SimNetwork, address: SocketAddr, seed: [u8; 32]) -> Self {
+        self.simulation = Some(Simulation { network: network.clone(), address, seed });
+        self
+    }
+}
