@@ -103,14 +103,11 @@ pub(super) struct Engine {
     /// What `acknowledged` held before this transaction, oldest first.
     undo: Vec<(LogId, Option<SeqNum>)>,
     next_position: Option<Position>,
-<<<<<<< HEAD
     observers: HashMap<LogId, Arc<dyn CommitObserver>>,
     /// What this transaction stored, for the observers.
     stored: Vec<(LogId, StoredOperation)>,
-=======
     /// Commits do not wait for the disk just now; the next one with jobs has to change that first.
     relaxed: bool,
->>>>>>> storage
     metrics: CommitMetrics,
     /// Given back last.
     _lock: Option<DirectoryLock>,
@@ -136,12 +133,9 @@ impl Engine {
             acknowledged: HashMap::new(),
             undo: Vec::new(),
             next_position: None,
-<<<<<<< HEAD
             observers: HashMap::new(),
             stored: Vec::new(),
-=======
             relaxed: false,
->>>>>>> storage
             metrics: CommitMetrics::new(),
             _lock: lock,
         }
