@@ -10,3 +10,4 @@ pub mod network_interface;
 pub mod operation;
 pub mod store;
 pub mod transport;
+pub mod transports;
