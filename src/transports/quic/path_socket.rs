@@ -35,7 +35,7 @@ pub struct SocketStats {
     pub send_errors: u64,
     /// Errors while receiving.
     pub receive_errors: u64,
-    /// Datagrams (or batches) from new addresses that were dropped because every route is in use.
+    /// Datagrams (or batches) that were dropped: from new addresses while every route is in use, or to a forgotten one.
     pub dropped: u64,
 }
 
@@ -202,9 +202,9 @@ impl AsyncUdpSocket for PathSocket {
                 // Blocked for some is loss for them; blocked for all is worth waiting for.
                 if sent.iter().any(Result::is_ok) { Ok(()) } else { sent.into_iter().next().unwrap_or(Ok(())) }
             }
-            // The last packets of a connection whose route was forgotten.
+            // The farewell of a dial that was given up, or of a connection whose route was needed elsewhere.
             Destination::Unknown => {
-                self.paths.send_errors.fetch_add(1, Ordering::Relaxed);
+                self.paths.dropped.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
         }

@@ -80,13 +80,19 @@ async fn rogue_pair() -> (QuicTransport, QuicTransport, Arc<QuicConnection>, Arc
     (rogue, bob, at_rogue, at_bob)
 }
 
-/// A peer that is nothing but quinn, to break the protocol on the answering side too.
-async fn raw_rogue(bob: &QuicTransport) -> (quinn::Endpoint, quinn::Connection) {
+/// A peer that is nothing but quinn and has said nothing yet.
+async fn raw_dial(bob: &QuicTransport) -> (quinn::Endpoint, quinn::Connection) {
     let tls = TlsIdentity::new(&identity(1)).unwrap().client().unwrap();
     let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let name = server_name(&identity(2).peer_id());
     let connection = endpoint.connect_with(config, address_of(bob), &name).unwrap().await.unwrap();
+    (endpoint, connection)
+}
+
+/// The same after the hello, to break the protocol on the answering side too.
+async fn raw_rogue(bob: &QuicTransport) -> (quinn::Endpoint, quinn::Connection) {
+    let (endpoint, connection) = raw_dial(bob).await;
     let asked = hello::ask(&connection, b"", PATIENCE).await.unwrap();
     hello::answered(asked, PATIENCE).await.unwrap();
     (endpoint, connection)

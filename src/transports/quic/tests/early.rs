@@ -62,3 +62,27 @@ async fn secrets_of_a_resumed_connection_are_new() {
     assert_ne!(first, second);
     assert_ne!(first, at_alice.export_secret(b"other").unwrap());
 }
+
+#[tokio::test]
+async fn a_dialler_that_never_says_hello_is_never_handed_out() {
+    let bob = start_with(2, loopback().with_accept_deadline(Duration::from_millis(100)));
+    let (_rogue, silent) = raw_dial(&bob).await;
+    let quinn::ConnectionError::ApplicationClosed(close) = silent.closed().await else { panic!("not closed by bob") };
+    assert_eq!(close.error_code, 0u32.into());
+    assert_eq!((bob.stats().accepted, bob.stats().connections), (0, 0));
+}
+
+#[tokio::test]
+async fn a_dialler_that_begins_with_something_else_is_closed() {
+    let bob = start(2);
+    for first in [&b"\x00application data"[..], b"\x01request", b"", &[2; 2000]] {
+        let (_rogue, rude) = raw_dial(&bob).await;
+        let (mut send, _recv) = rude.open_bi().await.unwrap();
+        // May be stopped before all is written.
+        let _ = send.write_all(first).await;
+        let _ = send.finish();
+        let quinn::ConnectionError::ApplicationClosed(close) = rude.closed().await else { panic!("not closed by bob") };
+        assert_eq!(close.error_code, 2u32.into());
+    }
+    assert_eq!((bob.stats().accepted, bob.stats().connections), (0, 0));
+}

@@ -23,6 +23,8 @@ struct Net {
     loss: f64,
     started: Instant,
     inboxes: HashMap<SocketAddr, Inbox>,
+    /// Hosts behind a NAT: inner address and the outer one that it has now.
+    translated: HashMap<SocketAddr, SocketAddr>,
     trace: Vec<(Duration, SocketAddr, usize)>,
     failures: u32,
 }
@@ -70,8 +72,11 @@ impl AsyncUdpSocket for SimSocket {
         }
         let arrival = now + Duration::from_micros(net.random.random_range(20_000..30_000));
         let number = net.trace.len();
-        if let Some(inbox) = net.inboxes.get_mut(&transmit.destination) {
-            inbox.arriving.insert((arrival, number), (self.address, transmit.contents.to_vec()));
+        let source = *net.translated.get(&self.address).unwrap_or(&self.address);
+        let outer = net.translated.iter().find(|(_, outer)| **outer == transmit.destination);
+        let destination = outer.map_or(transmit.destination, |(inner, _)| *inner);
+        if let Some(inbox) = net.inboxes.get_mut(&destination) {
+            inbox.arriving.insert((arrival, number), (source, transmit.contents.to_vec()));
             if let Some(waker) = inbox.waker.take() {
                 waker.wake();
             }
@@ -119,6 +124,7 @@ fn net(seed: u64, loss: f64) -> Arc<Mutex<Net>> {
         loss,
         started: Instant::now(),
         inboxes: HashMap::new(),
+        translated: HashMap::new(),
         trace: Vec::new(),
         failures: 0,
     }))
@@ -171,6 +177,34 @@ fn the_same_seed_gives_the_same_packets_at_the_same_times() {
         let differing = first.iter().zip(&second).position(|(one, other)| one != other);
         assert_eq!((differing, first.len()), (None, second.len()), "seed {seed}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dialler_whose_nat_gives_it_another_address_stays_connected() {
+    let net = net(1, 0.0);
+    let (alice, bob) = (host(&net, 1), host(&net, 2));
+    let (at_alice, at_bob) = connect(&alice, &bob, 2).await.unwrap();
+    let outer = SocketAddr::from(([203, 0, 113, 1], 4242));
+    net.lock().unwrap().translated.insert(address_of(&alice), outer);
+    for _ in 0..3 {
+        let (answer, _) = tokio::join!(at_alice.request(Bytes::new(), PATIENCE), async {
+            at_bob.accept_request().await.unwrap().answer.finish();
+        });
+        answer.unwrap();
+    }
+    assert_eq!(at_bob.info().remote_address, Some(outer));
+    assert_eq!(bob.stats().accepted, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_noticed_after_the_idle_timeout() {
+    let net = net(1, 0.0);
+    let (alice, bob) = (host(&net, 1), host(&net, 2));
+    let (at_alice, at_bob) = connect(&alice, &bob, 2).await.unwrap();
+    net.lock().unwrap().loss = 1.0;
+    let idle = TransportError::Timeout(Duration::from_secs(30));
+    assert_eq!((at_alice.closed().await, at_bob.closed().await), (idle.clone(), idle));
+    assert_eq!(alice.stats().connections + bob.stats().connections, 0);
 }
 
 #[tokio::test(start_paused = true)]
