@@ -25,10 +25,6 @@ pub(super) async fn connect(
     transport: &Arc<QuicTransportImpl>,
     address: &PeerAddress,
 ) -> Result<Arc<QuicConnection>, TransportError> {
-    let limit = transport.options.max_connections;
-    if transport.endpoint()?.open_connections() >= limit {
-        return Err(TransportError::Limit { what: "connections", limit });
-    }
     let candidates = address.addresses_for(TransportKind::Quic);
     let candidates: Vec<_> = candidates.filter(|candidate| transport.paths.reaches(candidate)).collect();
     if candidates.is_empty() {
@@ -124,8 +120,11 @@ async fn handshake(
     virtual_address: SocketAddr,
 ) -> Result<(quinn::Connection, bytes::Bytes), TransportError> {
     let idle = transport.options.idle_timeout;
-    let connecting = transport
-        .endpoint()?
+    let (endpoint, limit) = (transport.endpoint()?, transport.options.max_connections);
+    if endpoint.open_connections() >= limit {
+        return Err(TransportError::Limit { what: "connections", limit });
+    }
+    let connecting = endpoint
         .connect_with(transport.client.clone(), virtual_address, &tls::server_name(&peer))
         .map_err(|error| TransportError::Lost(error.to_string()))?;
     let (quinn, asked) = match connecting.into_0rtt() {

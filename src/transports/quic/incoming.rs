@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use quinn::{Endpoint, Incoming};
+use quinn::{Connecting, Endpoint};
 use tokio::time::timeout;
 
 use super::connection::{Established, QuicConnection};
 use super::dial::authenticated_peer;
 use super::errors::connection_error;
 use super::hello;
+use super::path_socket::RouteGuard;
 use super::transport::QuicTransportImpl;
 use crate::transport::{CloseReason, Connection, TransportError};
 
@@ -28,10 +29,17 @@ pub(super) async fn run(transport: Arc<QuicTransportImpl>, endpoint: Endpoint) {
             let _ = incoming.retry();
             continue;
         }
+        // Counted before the next one is looked at: a burst must not slip past the limits.
         let handshake = UnderWay::new(transport.clone());
+        let Some(route) = transport.paths.hold(incoming.remote_address()) else {
+            transport.counters.refused.add();
+            incoming.refuse();
+            continue;
+        };
+        let Ok(connecting) = incoming.accept() else { continue };
         tokio::spawn(async move {
             let deadline = handshake.0.options.accept_deadline;
-            let accepted = timeout(deadline, accept(&handshake.0, incoming)).await;
+            let accepted = timeout(deadline, accept(&handshake.0, connecting, route)).await;
             if let Err(error) = accepted.unwrap_or(Err(TransportError::Timeout(deadline))) {
                 tracing::debug!(%error, "an incoming connection was not completed");
             }
@@ -41,12 +49,12 @@ pub(super) async fn run(transport: Arc<QuicTransportImpl>, endpoint: Endpoint) {
 }
 
 /// One handshake from the first packet to the application's queue.
-async fn accept(transport: &QuicTransportImpl, incoming: Incoming) -> Result<(), TransportError> {
+async fn accept(
+    transport: &QuicTransportImpl,
+    connecting: Connecting,
+    route: RouteGuard,
+) -> Result<(), TransportError> {
     let idle = transport.options.idle_timeout;
-    let Some(route) = transport.paths.hold(incoming.remote_address()) else {
-        return Err(TransportError::Lost("its route was forgotten before the handshake began".into()));
-    };
-    let connecting = incoming.accept().map_err(|error| connection_error(&error, idle))?;
     let Ok((quinn, complete)) = connecting.into_0rtt() else {
         return Err(TransportError::Lost("not an incoming connection".into()));
     };

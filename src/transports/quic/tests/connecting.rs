@@ -113,6 +113,23 @@ async fn over_the_limit_peers_are_refused_and_own_dials_fail() {
 }
 
 #[tokio::test]
+async fn a_burst_of_diallers_does_not_slip_past_the_limit() {
+    let bob = start_with(2, loopback().with_max_connections(3));
+    let mut dialling = tokio::task::JoinSet::new();
+    for seed in 10..40 {
+        let record = record(2, &[address_of(&bob)]);
+        dialling.spawn(async move {
+            let dialler = start(seed);
+            let dialled = dialler.connect(&record, PATIENCE).await;
+            (dialler, dialled)
+        });
+    }
+    let dialled = dialling.join_all().await;
+    assert_eq!(dialled.iter().filter(|(_, dialled)| dialled.is_ok()).count(), 3);
+    assert_eq!((bob.stats().connections, bob.stats().refused), (3, 27));
+}
+
+#[tokio::test]
 async fn a_crowded_peer_asks_for_proof_of_the_address_and_then_connects() {
     let (alice, bob) = (start(1), start_with(2, loopback().with_handshakes_before_retry(0)));
     connect(&alice, &bob, 2).await.unwrap();
