@@ -17,3 +17,4 @@ pub mod storage;
 pub mod store;
 pub mod sync;
 pub mod transport;
+pub mod transports;
