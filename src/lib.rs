@@ -11,6 +11,7 @@ pub mod ids;
 pub mod limits;
 pub mod network_interface;
 pub mod operation;
+pub mod panda_network;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod storage;
@@ -18,3 +19,15 @@ pub mod store;
 pub mod sync;
 pub mod transport;
 pub mod transports;
+pub mod watch;
+
+pub use address::{DocumentTicket, PeerAddress};
+pub use backoff::ReconnectionPolicy;
+pub use documents::{DocumentEvent, DocumentStatus, PeerProgress, PresenceChange, Receipt, StartFrom, Subscription};
+pub use ids::{DocumentId, DocumentKey, OperationId, PeerId};
+pub use network_interface::{ConnectionState, NetworkError, NetworkInterface, NetworkMessage};
+pub use operation::Operation;
+pub use panda_network::{
+    Document, InMemoryHub, InMemoryNetwork, PandaError, PandaNetwork, PandaNetworkOptions, Presence,
+};
+pub use store::{Durability, StoredOperation};
