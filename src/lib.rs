@@ -10,3 +10,5 @@ pub mod network_interface;
 pub mod operation;
 pub mod store;
 pub mod transport;
+pub mod panda_network;
+pub use panda_network::{Document, DocumentEvent, DocumentStatus, From, PandaError, PandaNetwork, PandaNetworkOptions, Presence, PresenceChange, Receipt, Subscription};
