@@ -3,6 +3,9 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+/// Longest latency that is told apart, in µs (one hour); longer ones count as this.
+const LATENCY_MAX_US: u64 = 3_600_000_000;
+
 /// Latencies, in milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Latency {
@@ -19,8 +22,10 @@ pub struct Latency {
 impl Latency {
     /// From measurements in µs.
     pub fn from_us(values: impl IntoIterator<Item = u64>) -> Self {
-        // Three digits always is a valid precision; without it there are no figures to give.
-        let Ok(mut histogram) = Histogram::<u64>::new(3) else { return Self::default() };
+        // These bounds are valid; without a histogram there would be no figures to give.
+        let Ok(mut histogram) = Histogram::<u64>::new_with_bounds(1, LATENCY_MAX_US, 3) else {
+            return Self::default();
+        };
         for value in values {
             histogram.saturating_record(value.max(1));
         }
@@ -54,6 +59,8 @@ mod tests {
         let latency = Latency::from_us(1..=1000);
         assert_eq!(latency.samples, 1000);
         assert!((latency.p50_ms - 0.5).abs() < 0.01 && (latency.p99_ms - 0.99).abs() < 0.01);
+        let slow = Latency::from_us([5_000, 2_000_000, 7_000_000_000]);
+        assert!((slow.p50_ms - 2000.0).abs() < 2.0 && slow.max_ms > 3_590_000.0);
         assert_eq!(Latency::from_us([]), Latency::default());
         assert!((per_second(500, 250_000) - 2000.0).abs() < 1e-9);
     }

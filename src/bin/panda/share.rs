@@ -57,7 +57,22 @@ pub async fn run(args: ShareArgs) -> Result<(), CliError> {
     Session::new(network, document, state, file).run().await
 }
 
-/// The file's bare name, for the command that the other side types.
+/// The file's bare name, for the command that the other side types into a shell.
 fn hint(file: &std::path::Path) -> String {
-    file.file_name().map_or_else(|| "notes.md".into(), |name| name.to_string_lossy().into_owned())
+    let name = file.file_name().map_or_else(|| "notes.md".into(), |name| name.to_string_lossy().into_owned());
+    let plain = |c: char| c.is_alphanumeric() || "._-".contains(c);
+    if name.chars().all(plain) { name } else { format!("'{}'", name.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_hint_can_be_pasted_into_a_shell() {
+        assert_eq!(hint(Path::new("/home/me/notes.md")), "notes.md");
+        assert_eq!(hint(Path::new("/home/me/Bob's list.md")), r"'Bob'\''s list.md'");
+    }
 }

@@ -93,8 +93,9 @@ impl Session {
             }
             self.line.say("Stopped. The same command goes on from here.");
         }
-        self.network.shutdown(SHUTDOWN_DEADLINE).await?;
-        result
+        let goodbye = self.network.shutdown(SHUTDOWN_DEADLINE).await;
+        result?;
+        Ok(goodbye?)
     }
 
     async fn follow(&mut self) -> Result<(), CliError> {
