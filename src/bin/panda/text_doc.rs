@@ -3,6 +3,7 @@
 //! Not thread-safe by itself in a useful way: callers keep it behind their own lock and never across an await.
 
 use thiserror::Error;
+use yrs::block::ClientID;
 use yrs::updates::decoder::Decode;
 use yrs::{Doc, GetString, OffsetKind, Options, ReadTxn, Text, TextRef, Transact, Update};
 
@@ -50,7 +51,7 @@ pub enum Offsets {
     AnyCharacters,
 }
 
-/// A text with its history. Its client id is random: unique per run of the program.
+/// A text with its history.
 pub struct TextDoc {
     doc: Doc,
     text: TextRef,
@@ -58,13 +59,22 @@ pub struct TextDoc {
 }
 
 impl TextDoc {
-    /// An empty text.
+    /// An empty text whose client id is random: unique per run of the program.
     pub fn new(offsets: Offsets) -> Self {
+        Self::with_client(offsets, ClientID::random())
+    }
+
+    /// An empty text of an author who writes it once: of two concurrent insertions in one place the lower author's is first.
+    pub fn of_author(offsets: Offsets, author: u32) -> Self {
+        Self::with_client(offsets, ClientID::new(u64::from(author) + 1))
+    }
+
+    fn with_client(offsets: Offsets, client_id: ClientID) -> Self {
         let offset_kind = match offsets {
             Offsets::Bytes => OffsetKind::Bytes,
             Offsets::BasicCharacters | Offsets::AnyCharacters => OffsetKind::Utf16,
         };
-        let doc = Doc::with_options(Options { offset_kind, ..Options::default() });
+        let doc = Doc::with_options(Options { offset_kind, client_id, ..Options::default() });
         let text = doc.get_or_insert_text(TEXT_NAME);
         Self { doc, text, offsets }
     }

@@ -247,7 +247,7 @@ impl Nodes {
                 return Ok(reports);
             }
             if start.elapsed() > deadline {
-                return Err(CliError::TimedOut { what: what.into(), state: format!("{reports:?}") });
+                return Err(CliError::TimedOut { what: what.into(), state: describe(&reports) });
             }
             sleep(POLL_INTERVAL).await;
         }
@@ -268,6 +268,18 @@ impl Nodes {
             }
         });
     }
+}
+
+/// How far they are, on one line.
+fn describe(reports: &[Report]) -> String {
+    let one = |(agent, report): (u8, &Report)| {
+        let Report { peers, pending, published, arrived, .. } = report;
+        let arrived: Vec<String> =
+            arrived.iter().map(|(from, count)| format!("{count} from {}", name(*from))).collect();
+        let arrived = arrived.join(", ");
+        format!("{} has published {published} ({pending} pending), has {arrived}, {peers} connected", name(agent))
+    };
+    (0..=u8::MAX).zip(reports).map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// True when every node is done with its work and has every operation that any of them published.

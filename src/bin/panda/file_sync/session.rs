@@ -29,6 +29,8 @@ const REMOTE_DEBOUNCE: Duration = Duration::from_millis(30);
 const EMPTY_RECHECK: Duration = Duration::from_millis(500);
 /// Looking without an event.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two looks at the status: catching up changes it thousands of times a second.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(500);
 /// Rounds of reading and writing before others get their turn; a file may change faster than it is written.
 const SETTLE_ROUNDS: usize = 8;
 /// How long goodbyes may take.
@@ -102,10 +104,10 @@ impl Session {
         self.state.set_port(self.network.local_addresses().first().map(std::net::SocketAddr::port))?;
         let mut subscription = self.replay().await?;
         let mut watcher = FileWatcher::new(&self.file);
-        let mut status = self.document.status();
+        let status = self.document.status();
         let mut poll = interval(POLL_INTERVAL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut redraw = interval(Duration::from_secs(1));
+        let mut redraw = interval(REDRAW_INTERVAL);
         redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let due = self.due;
@@ -117,11 +119,11 @@ impl Session {
                 () = watcher.changed() => self.on_file_event(),
                 () = wait_until(due) => self.settle().await?,
                 _ = poll.tick() => self.settle().await?,
-                Ok(()) = status.changed() => {}
-                _ = redraw.tick() => {}
+                _ = redraw.tick() => {
+                    let view = StatusView::new(&status.borrow(), self.pause.clone());
+                    self.line.show(&view, now_us());
+                }
             }
-            let view = StatusView::new(&status.borrow_and_update(), self.pause.clone());
-            self.line.show(&view, now_us());
         }
     }
 
