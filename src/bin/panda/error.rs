@@ -34,6 +34,14 @@ pub enum CliError {
         /// The file.
         path: PathBuf,
     },
+    /// The data directory is that of another file. The caller erred.
+    #[error("{data_dir} belongs to {file}; give another --data-dir, or move the file back there")]
+    OtherFile {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// The file that it belongs to.
+        file: PathBuf,
+    },
     /// The state file is damaged.
     #[error("{path} is damaged ({reason}); move its directory away and join again")]
     State {

@@ -39,14 +39,15 @@ pub async fn run(args: JoinArgs) -> Result<(), CliError> {
         Err(problem) => return Err(CliError::File { path: args.file, problem }),
     }
     let data_dir = args.node.data_dir_for(&file)?;
-    let state = match StateFile::load(&data_dir)? {
-        Some(state) if state.document() != Some(ticket.document()) => {
-            return Err(CliError::OtherDocument { path: args.file });
-        }
+    let last = StateFile::load(&data_dir, &file)?;
+    if last.as_ref().is_some_and(|last| last.document() != Some(ticket.document())) {
+        return Err(CliError::OtherDocument { path: args.file });
+    }
+    let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port)).await?;
+    let state = match StateFile::recover(&data_dir, &file)? {
         Some(state) => state,
-        None => StateFile::new(&data_dir, ticket.document()),
+        None => StateFile::new(&data_dir, &file, ticket.document()),
     };
-    let network = args.node.start(&data_dir, state.port()).await?;
     let document = network.open(ticket).await?;
     eprintln!("Following the shared document in {}; Ctrl-C stops.", args.file.display());
     Session::new(network, document, state, file).run().await

@@ -51,24 +51,24 @@ pub struct NodeArgs {
 }
 
 impl NodeArgs {
-    /// The data directory for a file, made if it is not there, private to the user.
+    /// The data directory for a file. It may not be there yet.
     ///
     /// # Errors
-    /// When there is no home directory or it cannot be made.
+    /// When there is no home directory.
     pub fn data_dir_for(&self, file: &Path) -> Result<PathBuf, CliError> {
-        let dir = match &self.data_dir {
-            Some(dir) => dir.clone(),
-            None => default_data_root()?.join(directory_name(file)),
-        };
-        create_private_dir(&dir).map_err(CliError::io("make the directory", &dir))?;
-        Ok(dir)
+        match &self.data_dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(default_data_root()?.join(directory_name(file))),
+        }
     }
 
-    /// Starts the node; without `--listen` on the port that peers remember, if that is free.
+    /// Starts the node; without `--listen` on the port that peers remember, if that is free. The data directory is made if
+    /// it is not there, private to the user.
     ///
     /// # Errors
-    /// What the node says.
+    /// What the node says, or when the directory cannot be made.
     pub async fn start(&self, data_dir: &Path, last_port: Option<u16>) -> Result<PandaNetwork, CliError> {
+        create_private_dir(data_dir).map_err(CliError::io("make the directory", data_dir))?;
         let options = PandaNetworkOptions::new(data_dir).with_durability(self.durability.into());
         if let Some(listen) = self.listen {
             return Ok(PandaNetwork::start(options.with_listen_address(listen)).await?);

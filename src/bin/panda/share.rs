@@ -33,19 +33,19 @@ pub struct ShareArgs {
 pub async fn run(args: ShareArgs) -> Result<(), CliError> {
     let file = resolve(&args.file).map_err(CliError::io("find", &args.file))?;
     let data_dir = args.node.data_dir_for(&file)?;
-    let state = StateFile::load(&data_dir)?;
-    if state.is_none() {
+    let last = StateFile::load(&data_dir, &file)?;
+    if last.is_none() {
         read_text(&file).map_err(|problem| CliError::File { path: args.file.clone(), problem })?;
     }
-    let network = args.node.start(&data_dir, state.as_ref().and_then(StateFile::port)).await?;
-    let (document, state) = match state {
+    let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port)).await?;
+    let (document, state) = match StateFile::recover(&data_dir, &file)? {
         Some(state) => {
             let id = state.document().ok_or_else(|| CliError::OtherDocument { path: args.file.clone() })?;
             (network.reopen(id).await?, state)
         }
         None => {
             let document = network.create().await?;
-            let mut state = StateFile::new(&data_dir, document.id());
+            let mut state = StateFile::new(&data_dir, &file, document.id());
             // Nothing of the document is in the file yet, so all of the file is an edit.
             state.set_written(0)?;
             (document, state)

@@ -53,6 +53,8 @@ pub struct Node {
     pub ledger: Ledger,
     pub next_number: u32,
     pub report: Report,
+    /// Counts the works, so that a late acknowledgement is not taken for that of a later work.
+    pub work: u32,
     measuring_since_us: Option<u64>,
     latencies_us: Vec<u64>,
     online_since_us: Option<u64>,
@@ -119,6 +121,7 @@ impl Driver {
             ledger: Ledger::default(),
             next_number: 0,
             report: Report::default(),
+            work: 0,
             measuring_since_us: None,
             latencies_us: Vec::new(),
             online_since_us: None,

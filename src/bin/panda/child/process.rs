@@ -15,6 +15,8 @@ use crate::options::DurabilityArg;
 
 /// How long a node may take for one answer; reading a long log at start is the slowest.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a node may take to say goodbye before it is killed.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(8);
 /// Between two looks at nodes that work.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -131,6 +133,12 @@ impl NodeProcess {
     /// What the operating system says.
     pub async fn kill(&mut self) -> Result<(), CliError> {
         self.child.kill().await.map_err(|error| self.failed(&error.to_string()))
+    }
+
+    /// Asks it to end; false when it did not in time.
+    async fn say_goodbye(&mut self) -> bool {
+        let goodbye = async { self.tell(Command::Shutdown).await.is_ok() && self.child.wait().await.is_ok() };
+        timeout(GOODBYE_DEADLINE, goodbye).await.unwrap_or(false)
     }
 
     /// Resident memory in KiB, where the system tells.
@@ -256,8 +264,7 @@ impl Nodes {
     /// Ends them in an orderly way, or kills those that do not want; then their directories go.
     pub async fn stop(mut self, orderly: bool) {
         for node in &mut self.processes {
-            let done = orderly && node.tell(Command::Shutdown).await.is_ok();
-            if !done || timeout(Duration::from_secs(5), node.child.wait()).await.is_err() {
+            if !(orderly && node.say_goodbye().await) {
                 let _ = node.kill().await;
             }
         }

@@ -19,11 +19,13 @@ use crate::text_doc::Patch;
 /// Does the work and notes how long it took.
 pub async fn run(shared: Arc<Shared>, document: Document, work: Work) {
     let start = Instant::now();
-    {
+    let this_work = {
         let mut node = lock(&shared);
-        (node.report.working, node.report.failure) = (true, None);
+        node.report.working = true;
         (node.report.durable_after_us, node.report.acknowledged_after_us) = (None, None);
-    }
+        node.work += 1;
+        node.work
+    };
     let counted = Arc::clone(&shared);
     let mut publisher = Publisher::new(document, move || lock(&counted).report.published += 1);
     let done = match work {
@@ -44,12 +46,17 @@ pub async fn run(shared: Arc<Shared>, document: Document, work: Work) {
         let mut node = lock(&shared);
         node.report.working = false;
         node.report.durable_after_us = elapsed_us();
-        node.report.failure = durable.as_ref().err().cloned();
+        if let Err(reason) = &durable {
+            node.report.failure = Some(reason.clone());
+        }
     }
     if let Ok(Some(receipt)) = durable
         && receipt.delivered_to(1).await.is_ok()
     {
-        lock(&shared).report.acknowledged_after_us = elapsed_us();
+        let mut node = lock(&shared);
+        if node.work == this_work {
+            node.report.acknowledged_after_us = elapsed_us();
+        }
     }
 }
 

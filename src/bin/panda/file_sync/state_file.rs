@@ -19,6 +19,8 @@ const FILE_NAME: &str = "panda-file.json";
 pub struct FileState {
     /// The document's UUID.
     document: String,
+    /// The file, so that a data directory is not used for another one.
+    file: String,
     /// Newest position that is in the file; `None` before it was first read or written.
     written: Option<Position>,
     /// A write under way.
@@ -41,11 +43,12 @@ pub struct StateFile {
 }
 
 impl StateFile {
-    /// The state of an earlier run, if there was one.
+    /// The state of an earlier run with this file, if there was one. Changes nothing, so it may be read while another
+    /// process follows the file.
     ///
     /// # Errors
-    /// When it cannot be read or is damaged.
-    pub fn load(data_dir: &Path) -> Result<Option<Self>, CliError> {
+    /// When it cannot be read, is damaged, or belongs to another file.
+    pub fn load(data_dir: &Path, file: &Path) -> Result<Option<Self>, CliError> {
         let path = data_dir.join(FILE_NAME);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
@@ -55,14 +58,28 @@ impl StateFile {
         let damaged = |reason: String| CliError::State { path: path.clone(), reason };
         let state: FileState = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
         state.document.parse::<DocumentId>().map_err(|error| damaged(error.to_string()))?;
-        let mut file = Self { path, state };
-        file.finish_intent()?;
-        Ok(Some(file))
+        if state.file != file.to_string_lossy() {
+            return Err(CliError::OtherFile { data_dir: data_dir.to_path_buf(), file: state.file.into() });
+        }
+        Ok(Some(Self { path, state }))
+    }
+
+    /// Like [`StateFile::load`], and clears up after a crash. Only when the node runs, which keeps other processes out.
+    ///
+    /// # Errors
+    /// As `load`, and when the state cannot be saved.
+    pub fn recover(data_dir: &Path, file: &Path) -> Result<Option<Self>, CliError> {
+        let mut loaded = Self::load(data_dir, file)?;
+        if let Some(state) = &mut loaded {
+            state.finish_intent()?;
+        }
+        Ok(loaded)
     }
 
     /// The state of a file that was never followed. Nothing is written yet.
-    pub fn new(data_dir: &Path, document: DocumentId) -> Self {
-        let state = FileState { document: document.to_string(), written: None, intent: None, port: None };
+    pub fn new(data_dir: &Path, file: &Path, document: DocumentId) -> Self {
+        let (document, file) = (document.to_string(), file.to_string_lossy().into_owned());
+        let state = FileState { document, file, written: None, intent: None, port: None };
         Self { path: data_dir.join(FILE_NAME), state }
     }
 
@@ -141,11 +158,11 @@ mod tests {
     #[test]
     fn the_state_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(StateFile::load(dir.path()).unwrap().is_none());
-        let mut state = StateFile::new(dir.path(), document());
+        assert!(StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().is_none());
+        let mut state = StateFile::new(dir.path(), Path::new("/notes.md"), document());
         state.set_written(7).unwrap();
         state.set_port(Some(4000)).unwrap();
-        let loaded = StateFile::load(dir.path()).unwrap().unwrap();
+        let loaded = StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().unwrap();
         assert_eq!((loaded.document(), loaded.written(), loaded.port()), (Some(document()), Some(7), Some(4000)));
     }
 
@@ -154,19 +171,36 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let temporary = dir.path().join("x.tmp");
         std::fs::write(&temporary, "new text").unwrap();
-        let mut state = StateFile::new(dir.path(), document());
+        let mut state = StateFile::new(dir.path(), Path::new("/notes.md"), document());
         state.set_written(7).unwrap();
         state.note_write(9, Some(&temporary)).unwrap();
-        assert_eq!(StateFile::load(dir.path()).unwrap().unwrap().written(), Some(7));
+        assert_eq!(StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().unwrap().written(), Some(7));
         assert!(!temporary.exists(), "the half-made write is cleaned up");
         state.note_write(9, Some(&temporary)).unwrap();
-        assert_eq!(StateFile::load(dir.path()).unwrap().unwrap().written(), Some(9));
+        assert_eq!(StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().unwrap().written(), Some(9));
     }
 
     #[test]
     fn a_damaged_state_is_said_and_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE_NAME), "{").unwrap();
-        assert!(matches!(StateFile::load(dir.path()), Err(CliError::State { .. })));
+        assert!(matches!(StateFile::recover(dir.path(), Path::new("/notes.md")), Err(CliError::State { .. })));
+    }
+
+    #[test]
+    fn a_data_directory_belongs_to_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        StateFile::new(dir.path(), Path::new("/notes.md"), document()).set_written(7).unwrap();
+        assert!(matches!(StateFile::load(dir.path(), Path::new("/other.md")), Err(CliError::OtherFile { .. })));
+    }
+
+    #[test]
+    fn looking_at_the_state_of_a_running_process_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let temporary = dir.path().join("x.tmp");
+        std::fs::write(&temporary, "new text").unwrap();
+        StateFile::new(dir.path(), Path::new("/notes.md"), document()).note_write(9, Some(&temporary)).unwrap();
+        StateFile::load(dir.path(), Path::new("/notes.md")).unwrap().unwrap();
+        assert!(temporary.exists());
     }
 }
