@@ -1,7 +1,9 @@
 //! Replacing a file whole or not at all: temporary file beside it, fsync, a last look at the old content, rename.
 //!
-//! The last look is what keeps an edit that was made meanwhile. Between it and the rename lies one system call; POSIX has
-//! no rename that compares. The given path must not be a symbolic link (see `file_text::resolve`), or the link would go.
+//! Nothing is overwritten unseen. On Linux the new file and the old one are exchanged and the old one is looked at
+//! afterwards: if an edit slipped in between, they are exchanged back. Where that is not possible a last look before the
+//! rename must do, which leaves one system call's time. The given path must not be a symbolic link (see
+//! `file_text::resolve`), or the link would go.
 
 use std::fs::File;
 use std::io::Write;
@@ -23,7 +25,8 @@ pub enum Replaced {
 /// Replaces the content of `path`, which must still be `expected` (`None`: there must be no file), by `text`.
 ///
 /// `note` is told the temporary file's name when that is complete and durable, and `None` when the replacement will not
-/// happen after all, before the temporary file goes. So after a crash the temporary file is gone exactly if it happened.
+/// happen after all, before the temporary file goes. So after a crash the temporary file still holds `text` exactly if it
+/// did not happen.
 ///
 /// # Errors
 /// What the operating system said; the file is as it was.
@@ -48,15 +51,66 @@ pub fn replace(
         note(None)?;
         return Ok(Replaced::Changed);
     }
-    if let Err(failed) = temporary.persist(path) {
-        note(None)?;
-        return Err(failed.error);
+    match put_in_place(temporary, path, expected) {
+        Ok(None) => {}
+        Ok(Some(unused)) => {
+            note(None)?;
+            drop(unused);
+            return Ok(Replaced::Changed);
+        }
+        Err(failed) => {
+            note(None)?;
+            if read_text(failed.file.path()).as_deref() != Ok(text) {
+                // What was in the way and could not be put back is kept under its temporary name.
+                failed.file.keep().map_err(|error| error.error)?;
+            }
+            return Err(failed.error);
+        }
     }
     // The file is replaced, whatever this says; some file systems cannot sync a directory.
     if let Err(error) = File::open(directory).and_then(|directory| directory.sync_all()) {
         tracing::warn!(%error, "the directory cannot be synced");
     }
     Ok(Replaced::Done)
+}
+
+/// Gives the temporary file back when an edit slipped in; it holds the new text again.
+fn put_in_place(
+    temporary: NamedTempFile,
+    path: &Path,
+    expected: Option<&str>,
+) -> Result<Option<NamedTempFile>, tempfile::PersistError> {
+    let Some(expected) = expected else {
+        return match temporary.persist_noclobber(path) {
+            Ok(_) => Ok(None),
+            Err(failed) if failed.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(Some(failed.file)),
+            Err(failed) => Err(failed),
+        };
+    };
+    match exchange(temporary.path(), path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Some(temporary)),
+        // Not on this system or this file system.
+        Err(_) => return temporary.persist(path).map(|_| None),
+    }
+    if read_text(temporary.path()).is_ok_and(|displaced| displaced == expected) {
+        return Ok(None);
+    }
+    match exchange(temporary.path(), path) {
+        Ok(()) => Ok(Some(temporary)),
+        Err(error) => Err(tempfile::PersistError { error, file: temporary }),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_one: &Path, _other: &Path) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// The permissions of the file that is replaced, or those of a newly made file.
@@ -91,6 +145,31 @@ mod tests {
         assert_eq!(replace(&file, Some("one"), "two", |_| Ok(())).unwrap(), Replaced::Done);
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "two");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_edit_after_the_last_look_stays_and_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("notes.md");
+        std::fs::write(&file, "edited after the last look").unwrap();
+        let temporary = || {
+            let mut temporary = tempfile::Builder::new().tempfile_in(dir.path()).unwrap();
+            temporary.write_all(b"two").unwrap();
+            temporary
+        };
+        if cfg!(target_os = "linux") && put_in_place(temporary(), &file, Some("one")).unwrap().is_none() {
+            eprintln!("this file system cannot exchange files: only the last look was tested");
+            return;
+        }
+        if cfg!(target_os = "linux") {
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), "edited after the last look");
+        }
+        assert!(put_in_place(temporary(), &file, None).unwrap().is_some(), "a file that has appeared is not replaced");
+        std::fs::remove_file(&file).unwrap();
+        if cfg!(target_os = "linux") {
+            assert!(put_in_place(temporary(), &file, Some("one")).unwrap().is_some());
+            assert!(!file.exists(), "a file that was just removed is not made again");
+        }
     }
 
     #[test]

@@ -240,7 +240,12 @@ impl Session {
         }
         let position = write.position;
         if expected != Some(write.text.as_str()) {
-            let note = |temporary: Option<&Path>| self.state.note_write(position, temporary);
+            let note = |temporary: Option<&Path>| match temporary {
+                Some(temporary) => {
+                    self.state.begin_write(position, temporary, expected.unwrap_or_default(), &write.text)
+                }
+                None => self.state.abandon_write(),
+            };
             match replace(&self.file, expected, &write.text, note) {
                 Ok(Replaced::Done) => {}
                 Ok(Replaced::Changed) => return Ok(Round::Again),

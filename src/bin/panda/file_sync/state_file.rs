@@ -1,7 +1,8 @@
 //! What `panda` remembers of a followed file between two runs, beside the node's own data.
 //!
 //! The log of operations is the truth about the document; this only says which document it is and how much of the log is in
-//! the file. A write in progress is noted with its temporary file: if that is still there at start, it did not happen.
+//! the file. A write in progress is noted with its temporary file: if that still holds the new text at start, it did not
+//! happen.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,13 @@ pub struct FileState {
 struct Intent {
     position: Position,
     temporary: PathBuf,
+    /// BLAKE3 of the text before and after, in hexadecimal.
+    before: String,
+    after: String,
+}
+
+fn hash(text: &[u8]) -> String {
+    blake3::hash(text).to_hex().to_string()
 }
 
 /// The state and where it lives.
@@ -107,12 +115,28 @@ impl StateFile {
         self.save().map_err(CliError::io("save", &self.path))
     }
 
-    /// Notes the write that `temporary` holds and that is about to happen, or with `None` that it will not.
+    /// Notes a write that is about to happen, from one text to another by way of `temporary`.
     ///
     /// # Errors
     /// When it cannot be saved; then the write must not happen.
-    pub fn note_write(&mut self, position: Position, temporary: Option<&Path>) -> std::io::Result<()> {
-        self.state.intent = temporary.map(|temporary| Intent { position, temporary: temporary.to_path_buf() });
+    pub fn begin_write(
+        &mut self,
+        position: Position,
+        temporary: &Path,
+        before: &str,
+        after: &str,
+    ) -> std::io::Result<()> {
+        let (before, after) = (hash(before.as_bytes()), hash(after.as_bytes()));
+        self.state.intent = Some(Intent { position, temporary: temporary.to_path_buf(), before, after });
+        self.save()
+    }
+
+    /// Notes that the write will not happen.
+    ///
+    /// # Errors
+    /// When it cannot be saved.
+    pub fn abandon_write(&mut self) -> std::io::Result<()> {
+        self.state.intent = None;
         self.save()
     }
 
@@ -127,12 +151,23 @@ impl StateFile {
     }
 
     fn finish_intent(&mut self) -> Result<(), CliError> {
-        let Some(intent) = self.state.intent.take() else { return Ok(()) };
-        if intent.temporary.exists() {
+        let Some(Intent { position, temporary, before, after }) = self.state.intent.take() else { return Ok(()) };
+        let left = std::fs::read(&temporary).ok().map(|text| hash(&text));
+        if left.as_ref() == Some(&after) {
             self.save().map_err(CliError::io("save", &self.path))?;
-            std::fs::remove_file(&intent.temporary).map_err(CliError::io("remove", &intent.temporary))
         } else {
-            self.set_written(intent.position)
+            self.set_written(position)?;
+        }
+        match left {
+            None => Ok(()),
+            Some(left) if left == before || left == after => {
+                std::fs::remove_file(&temporary).map_err(CliError::io("remove", &temporary))
+            }
+            Some(_) => {
+                let path = temporary.display();
+                tracing::error!(%path, "an edit came just as the last run was killed; it is kept in this file");
+                Ok(())
+            }
         }
     }
 
@@ -173,11 +208,24 @@ mod tests {
         std::fs::write(&temporary, "new text").unwrap();
         let mut state = StateFile::new(dir.path(), Path::new("/notes.md"), document());
         state.set_written(7).unwrap();
-        state.note_write(9, Some(&temporary)).unwrap();
+        state.begin_write(9, &temporary, "old text", "new text").unwrap();
         assert_eq!(StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().unwrap().written(), Some(7));
         assert!(!temporary.exists(), "the half-made write is cleaned up");
-        state.note_write(9, Some(&temporary)).unwrap();
+        state.begin_write(9, &temporary, "old text", "new text").unwrap();
         assert_eq!(StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().unwrap().written(), Some(9));
+    }
+
+    #[test]
+    fn a_write_that_was_cut_short_after_the_exchange_counts_and_an_edit_in_its_way_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let temporary = dir.path().join("x.tmp");
+        for (left, kept) in [("old text", false), ("an edit", true)] {
+            std::fs::write(&temporary, left).unwrap();
+            let mut state = StateFile::new(dir.path(), Path::new("/notes.md"), document());
+            state.begin_write(9, &temporary, "old text", "new text").unwrap();
+            let recovered = StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().unwrap();
+            assert_eq!((recovered.written(), temporary.exists()), (Some(9), kept));
+        }
     }
 
     #[test]
@@ -199,7 +247,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let temporary = dir.path().join("x.tmp");
         std::fs::write(&temporary, "new text").unwrap();
-        StateFile::new(dir.path(), Path::new("/notes.md"), document()).note_write(9, Some(&temporary)).unwrap();
+        StateFile::new(dir.path(), Path::new("/notes.md"), document())
+            .begin_write(9, &temporary, "old text", "new text")
+            .unwrap();
         StateFile::load(dir.path(), Path::new("/notes.md")).unwrap().unwrap();
         assert!(temporary.exists());
     }
