@@ -1,0 +1,54 @@
+//! `panda join`: follows a document that somebody else shared, in a file here.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use panda_network::address::DocumentTicket;
+
+use crate::error::CliError;
+use crate::file_sync::file_text::{FileProblem, read_text, resolve};
+use crate::file_sync::session::Session;
+use crate::file_sync::state_file::StateFile;
+use crate::options::NodeArgs;
+
+/// Join a shared document: keeps a file here in step with the file that was shared
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  panda join panda:aeqqb... notes.md   keep notes.md in step until Ctrl-C
+  panda join panda:aeqqb... notes.md   again: goes on where it stopped, with what you edited meanwhile
+
+If notes.md has other content when you join for the first time, that is kept as notes.md.before-join.")]
+pub struct JoinArgs {
+    /// The ticket that `panda share` printed
+    pub ticket: String,
+    /// The file to keep in step; made if it is not there
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Runs until Ctrl-C.
+///
+/// # Errors
+/// When the ticket or the file cannot be used or the node fails.
+pub async fn run(args: JoinArgs) -> Result<(), CliError> {
+    let ticket: DocumentTicket = args.ticket.parse()?;
+    let file = resolve(&args.file).map_err(CliError::io("find the directory of", &args.file))?;
+    match read_text(&file) {
+        Ok(_) | Err(FileProblem::Missing) => {}
+        Err(problem) => return Err(CliError::File { path: args.file, problem }),
+    }
+    let data_dir = args.node.data_dir_for(&file)?;
+    let last = StateFile::load(&data_dir, &file)?;
+    if last.as_ref().is_some_and(|last| last.document() != Some(ticket.document())) {
+        return Err(CliError::OtherDocument { path: args.file });
+    }
+    let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port)).await?;
+    let state = match StateFile::recover(&data_dir, &file)? {
+        Some(state) => state,
+        None => StateFile::new(&data_dir, &file, ticket.document()),
+    };
+    let document = network.open(ticket).await?;
+    eprintln!("Following the shared document in {}; Ctrl-C stops.", args.file.display());
+    Session::new(network, document, state, file).run().await
+}

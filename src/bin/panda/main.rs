@@ -1,0 +1,138 @@
+//! `panda`: Panda Network on the command line. One file or folder per subcommand.
+
+mod bench;
+mod child;
+mod demo;
+mod error;
+mod figures;
+mod file_sync;
+mod join;
+mod options;
+mod share;
+mod text_doc;
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::error::CliError;
+
+/// Share text documents between editors, without a server in the middle that can read them
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  panda share notes.md                 share a file, prints a ticket
+  panda join panda:aeqqb... notes.md   keep a file in step with a shared one
+  panda demo                           see it work: two nodes, offline editing, a crash, nothing lost
+  panda bench                          measure it on this machine
+
+`panda help COMMAND` says more about each."
+)]
+struct Cli {
+    /// Log to stderr; twice for more, or say what with RUST_LOG
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Share(share::ShareArgs),
+    Join(join::JoinArgs),
+    Demo(demo::DemoArgs),
+    Bench(bench::BenchArgs),
+    #[command(hide = true)]
+    Node(child::driver::NodeProcessArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("panda: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run(cli.command));
+    // A child's stdin is read on a thread that cannot be cancelled.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("panda: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Share(args) => share::run(args).await,
+        Command::Join(args) => join::run(args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Bench(args) => bench::run(args).await,
+        Command::Node(args) => child::driver::run(args).await,
+    }
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => "error",
+        1 => "panda=info,panda_network=info",
+        _ => "panda=debug,panda_network=debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn subcommands_take_their_options() {
+        let Ok(Command::Share(args)) =
+            parse("panda share notes.md --data-dir d --listen 127.0.0.1:7000 --durability process")
+        else {
+            panic!("share is not understood");
+        };
+        assert_eq!(args.node.durability, options::DurabilityArg::Process);
+        assert_eq!(args.node.listen, Some("127.0.0.1:7000".parse().unwrap()));
+        assert!(
+            matches!(parse("panda join panda:abc notes.md -v"), Ok(Command::Join(args)) if args.ticket == "panda:abc")
+        );
+        assert!(
+            matches!(parse("panda demo --json --trace t.gz"), Ok(Command::Demo(args)) if args.json && args.trace.is_some())
+        );
+        assert!(matches!(parse("panda bench --quick --json"), Ok(Command::Bench(args)) if args.quick && args.json));
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_a_usage_error() {
+        for line in ["panda", "panda share", "panda join panda:abc", "panda share x --durability never", "panda fly"] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_node_subcommand_is_not_for_people() {
+        assert!(!Cli::command().render_help().to_string().contains("node "));
+    }
+}
