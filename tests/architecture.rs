@@ -79,8 +79,10 @@ fn is_test(path: &str) -> bool {
     path.starts_with("tests/") || path.contains("/tests/") || name == "tests.rs" || name.ends_with("_tests.rs")
 }
 
-/// Paths that only exist on somebody's machine: home directories and the place of this checkout.
+/// Paths that only exist on somebody's machine: home directories (but for that of `me`, who is an example) and the place
+/// of this checkout.
 fn machine_paths(text: &str) -> Vec<String> {
+    let text = text.replace("/home/me/", "");
     let homes = ["home", "Users", "root"].map(|home| format!("/{home}/"));
     let checkout = env!("CARGO_MANIFEST_DIR");
     let deep = checkout.matches('/').count() > 1;
@@ -401,8 +403,10 @@ fn files_that_are_too_long_or_do_not_introduce_themselves_are_named() {
 
 #[test]
 fn a_path_of_one_machine_is_named() {
-    let home = format!("// see /{}/me/notes", "home");
+    let home = format!("// see /{}/anna/notes", "home");
     assert_broken("src/ids.rs", &home, "a path of one machine");
     assert_eq!(check("README.md", &home).len(), 1);
-    assert_eq!(check("README.md", "See `/etc/hosts`."), Vec::<String>::new());
+    for fine in ["See `/etc/hosts`.", "panda share /home/me/notes.md"] {
+        assert_eq!(check("README.md", fine), Vec::<String>::new());
+    }
 }
