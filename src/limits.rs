@@ -135,3 +135,25 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Heartbeats without an answer before the connection is given up.
 pub const HEARTBEATS_MISSED: u32 = 3;
+
+/// Largest certificate of a peer, in bytes; ours has about 270. Larger: the handshake fails.
+pub const CERTIFICATE_MAX_BYTES: usize = 1024;
+
+/// TLS session tickets that a node remembers, for either role. More: the oldest is forgotten, which costs a round trip.
+pub const SESSION_TICKETS: usize = 1024;
+
+/// Largest hello that peers exchange while they connect, in bytes. Larger: refused by the options, the connection closed.
+pub const HELLO_MAX_BYTES: usize = 1024;
+
+/// Network addresses that one socket tells apart. More: the longest unused one without a connection is forgotten; when all
+/// have connections, datagrams from new addresses are dropped and counted.
+pub const SOCKET_ROUTES: usize = 8 * MAX_CONNECTIONS;
+
+/// Errors in a row while receiving before a socket is taken for broken.
+pub const SOCKET_RECEIVE_ERRORS: u32 = 1024;
+
+/// Streams of one connection that wait for their first byte, or for the application. More: reset with `TooBusy`.
+pub const STREAMS_WAITING: usize = STREAMS_PER_CONNECTION as usize;
+
+/// How long a peer may leave a new stream without the byte that says what it is, or a request without its end.
+pub const STREAM_TYPE_DEADLINE: Duration = Duration::from_secs(30);

@@ -195,6 +195,10 @@ pub trait Connection: Send + Sync + Debug {
     fn info(&self) -> ConnectionInfo;
     /// Counters.
     fn stats(&self) -> ConnectionStats;
+    /// What the peer said about itself while connecting, at most 1 KiB; empty where a transport has no hello.
+    fn peer_hello(&self) -> Bytes {
+        Bytes::new()
+    }
     /// Opens a stream; the peer sees it with its first bytes.
     fn open_bi(&self, priority: Priority) -> BoxFuture<'_, Result<BiStream, TransportError>>;
     /// The next stream that the peer opened; requests are served elsewhere and do not show here. Cancel-safe.

@@ -295,6 +295,7 @@ impl OpenDocument {
         let shorter = live.delivered < seq_num;
         live.delivered = live.delivered.max(seq_num);
         drop(live);
+        self.refresh_status();
         self.progress.send_modify(|version| *version += 1);
         shorter
     }

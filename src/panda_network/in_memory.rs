@@ -141,7 +141,7 @@ impl NetworkInterface for InMemoryNetwork {
         let id = self.with_node(|node| {
             node.published += 1;
             let number = node.published.to_be_bytes();
-            let hash = blake3::hash(&[node.id.as_bytes(), &number, &payload[..]].concat());
+            let hash = blake3::hash(&[&node.id.as_bytes()[..], &number, &payload].concat());
             let message_id = OperationId::from(*hash.as_bytes());
             let message = NetworkMessage { document_id: document, payload, message_id, author: node.id };
             let replica = node.documents.entry(document).or_default();

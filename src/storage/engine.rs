@@ -106,6 +106,8 @@ pub(super) struct Engine {
     observers: HashMap<LogId, Arc<dyn CommitObserver>>,
     /// What this transaction stored, for the observers.
     stored: Vec<(LogId, StoredOperation)>,
+    /// Commits do not wait for the disk just now; the next one with jobs has to change that first.
+    relaxed: bool,
     metrics: CommitMetrics,
     /// Given back last.
     _lock: Option<DirectoryLock>,
@@ -133,6 +135,7 @@ impl Engine {
             next_position: None,
             observers: HashMap::new(),
             stored: Vec::new(),
+            relaxed: false,
             metrics: CommitMetrics::new(),
             _lock: lock,
         }
@@ -141,7 +144,7 @@ impl Engine {
     /// Runs jobs in one transaction, tells the observers, and answers the jobs.
     pub(super) fn run(&mut self, mut jobs: Vec<Box<dyn Job>>) {
         let started = Instant::now();
-        let committed = self.transaction(|engine| jobs.iter_mut().try_for_each(|job| job.run(engine)));
+        let committed = self.transaction(&mut jobs);
         match &committed {
             Ok(()) => {
                 self.metrics.committed(jobs.len(), started);
@@ -190,13 +193,9 @@ impl Engine {
         if self.acknowledged.is_empty() {
             return Ok(());
         }
-        let durability = |durability, engine: &Self| {
-            set_durability(&engine.connection, durability).map_err(|error| engine.location.error(&error))
-        };
-        durability(Durability::Process, self)?;
-        let written = self.transaction(Self::write_acknowledgements);
-        durability(self.durability, self)?;
-        written
+        self.relaxed = true;
+        set_durability(&self.connection, Durability::Process).map_err(|error| self.location.error(&error))?;
+        self.transaction(&mut [])
     }
 
     /// Writes what waits and copies the write-ahead log into the database.
@@ -262,28 +261,35 @@ impl Engine {
         Ok(position)
     }
 
-    fn transaction(&mut self, work: impl FnOnce(&mut Self) -> rusqlite::Result<()>) -> Result<(), StoreError> {
+    /// One transaction. Without jobs it is there for the acknowledgements.
+    fn transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
         if self.documents.len() > MAX_OPEN_DOCUMENTS {
             self.documents.clear();
         }
-        self.try_transaction(work).map_err(|error| {
+        self.try_transaction(jobs).map_err(|error| {
             self.forget_uncommitted();
             self.location.error(&error)
         })
     }
 
-    fn try_transaction(&mut self, work: impl FnOnce(&mut Self) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+    fn try_transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
+        if self.relaxed && !jobs.is_empty() {
+            set_durability(&self.connection, self.durability)?;
+            self.relaxed = false;
+        }
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let before = self.connection.total_changes();
-        work(self)?;
+        for job in jobs.iter_mut() {
+            job.run(self)?;
+        }
         self.write_heads()?;
-        let wrote = self.connection.total_changes() != before;
-        if wrote {
+        let take_along = jobs.is_empty() || self.connection.total_changes() != before;
+        if take_along {
             self.write_acknowledgements()?;
         }
         self.connection.prepare_cached("COMMIT")?.execute([])?;
         self.undo.clear();
-        if wrote {
+        if take_along {
             self.acknowledged.clear();
         }
         Ok(())

@@ -124,6 +124,7 @@ async fn an_acknowledgement_is_written_by_itself_after_a_while_and_later_commits
     let written = engine.lock().unwrap().as_mut().unwrap().write_acknowledged();
     written.unwrap();
     assert_eq!(delivered(directory.path()).await, Some(0));
+    publish(&store, document(1).log(), "edit").await.unwrap();
     let synchronous =
         store.read(|connection, _| Ok(connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0))?));
     assert_eq!(synchronous.await.unwrap(), 2, "FULL");

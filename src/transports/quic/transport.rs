@@ -1,0 +1,302 @@
+//! The QUIC transport: a thin handle over the endpoint, its socket, its connections and its counters.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{AsyncUdpSocket, Endpoint, Runtime, ServerConfig, TimeSource, TokioRuntime};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::connection::QuicConnection;
+use super::counters::Counters;
+use super::path_socket::{PathSocket, Paths, SocketStats};
+use super::peer_state::PeerStats;
+use super::pool::ConnectionPool;
+use super::queue::Queue;
+use super::wire::code;
+use super::{QuicTransportOptions, dial, incoming};
+use crate::address::PeerAddress;
+use crate::identity::Identity;
+use crate::ids::PeerId;
+use crate::limits::MAX_INCOMING;
+use crate::transport::{
+    BoxFuture, CloseReason, Connection, Transport, TransportCapabilities, TransportError, TransportKind, TransportStats,
+};
+use crate::transports::tls::TlsIdentity;
+
+/// Bytes that wait on one incoming connection between its first packet and its turn: a first flight with a hello.
+const INCOMING_BUFFER_BYTES: u64 = 64 * 1024;
+/// The same for all of them.
+const INCOMING_BUFFERS_BYTES: u64 = 8 * 1024 * 1024;
+/// Size that is asked for the socket's buffers, in bytes; the system may give less.
+const SOCKET_BUFFER_BYTES: usize = 2 * 1024 * 1024;
+/// Where the clock of address tokens starts: they never leave this process.
+const CLOCK_EPOCH: Duration = Duration::from_secs(1_000_000_000);
+
+/// What only QUIC counts, since the transport was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QuicStats {
+    /// Dials whose hello rode in 0-RTT and was accepted there.
+    pub early_hellos: u64,
+    /// Dials whose early hello was rejected and sent again.
+    pub early_rejected: u64,
+    /// Incoming attempts that had to prove their address.
+    pub retried: u64,
+    /// Streams with an unknown type or an oversized request.
+    pub protocol_errors: u64,
+    /// The socket below.
+    pub socket: SocketStats,
+}
+
+/// QUIC to any number of peers over one UDP socket. Clones are handles; the last one closes everything at once, so call
+/// [`Transport::shutdown`] before.
+#[derive(Debug, Clone)]
+pub struct QuicTransport(Arc<Handle>);
+
+/// Stops the tasks, which hold the transport too, with the last public handle.
+#[derive(Debug)]
+struct Handle(Arc<QuicTransportImpl>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+impl QuicTransport {
+    /// Opens the socket and starts to accept. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`TransportError::Limit`] for options that cannot work, [`TransportError::Bind`] when there is no socket to be had.
+    pub fn start(identity: &Identity, options: QuicTransportOptions) -> Result<Self, TransportError> {
+        options.validate()?;
+        let wanted = options.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into());
+        let failed = |reason: String| TransportError::Bind { address: wanted, reason };
+        let inner = match &options.socket {
+            Some(socket) => socket.clone(),
+            None => open_socket(options.listen).map_err(|error| failed(error.to_string()))?,
+        };
+        let seed = options.rng_seed.unwrap_or_else(rand::random);
+        let (socket, paths) = PathSocket::open(inner, &seed).map_err(|error| failed(error.to_string()))?;
+        let (client, server) = quinn_configs(identity, &options).map_err(failed)?;
+        let config = options.endpoint_config();
+        let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(TokioRuntime))
+            .map_err(|error| failed(error.to_string()))?;
+        let transport = Arc::new(QuicTransportImpl {
+            endpoint: Mutex::new(Some(endpoint.clone())),
+            client,
+            paths,
+            pool: Arc::default(),
+            counters: Arc::new(Counters::new()),
+            accepted: Queue::new(MAX_INCOMING),
+            handshakes: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            options,
+        });
+        tokio::spawn(incoming::run(transport.clone(), endpoint));
+        Ok(Self(Arc::new(Handle(transport))))
+    }
+
+    /// What only QUIC counts.
+    pub fn quic_stats(&self) -> QuicStats {
+        let counters = &self.inner().counters;
+        QuicStats {
+            early_hellos: counters.early_hellos.get(),
+            early_rejected: counters.early_rejected.get(),
+            retried: counters.retried.get(),
+            protocol_errors: counters.protocol_errors.get(),
+            socket: self.inner().paths.stats(),
+        }
+    }
+
+    /// Facts about one peer, if it is connected.
+    pub fn peer_stats(&self, peer: &PeerId) -> Option<PeerStats> {
+        self.inner().pool.peer(peer)
+    }
+
+    pub(super) fn inner(&self) -> &Arc<QuicTransportImpl> {
+        &self.0.0
+    }
+}
+
+impl Transport for QuicTransport {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Quic
+    }
+
+    fn capabilities(&self) -> TransportCapabilities {
+        TransportCapabilities { datagrams: true, priorities: true }
+    }
+
+    fn local_addresses(&self) -> Vec<SocketAddr> {
+        vec![self.inner().paths.local_address()]
+    }
+
+    fn connect<'a>(
+        &'a self,
+        peer: &'a PeerAddress,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<Arc<dyn Connection>, TransportError>> {
+        Box::pin(async move {
+            let dialled = timeout(deadline, dial::connect(self.inner(), peer)).await;
+            match dialled.unwrap_or(Err(TransportError::Timeout(deadline))) {
+                Ok(connection) => Ok(connection as Arc<dyn Connection>),
+                Err(error) => {
+                    self.inner().counters.failed.add();
+                    tracing::debug!(peer = %peer.peer_id().short(), %error, "could not connect");
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    fn accept(&self) -> BoxFuture<'_, Option<Arc<dyn Connection>>> {
+        Box::pin(async move { Some(self.inner().accepted.pop().await? as Arc<dyn Connection>) })
+    }
+
+    fn stats(&self) -> TransportStats {
+        let (counters, totals) = (&self.inner().counters, self.inner().pool.totals());
+        TransportStats {
+            connections: totals.connections as u64,
+            dialled: counters.dialled.get(),
+            accepted: counters.accepted.get(),
+            failed: counters.failed.get(),
+            refused: counters.refused.get() + counters.retried.get(),
+            sent_bytes: totals.sent_bytes,
+            received_bytes: totals.received_bytes,
+        }
+    }
+
+    /// Guaranteed, if the peer answers within three quarters of `deadline`: what was written on streams that were finished
+    /// before has reached the peer's QUIC. Not guaranteed: unfinished streams, and that the peer's application has read it
+    /// before it learns of the end; a protocol that needs to know asks for an answer first.
+    fn shutdown(&self, deadline: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(self.inner().shutdown(deadline))
+    }
+}
+
+/// The transport itself, shared by the handles and the tasks.
+#[derive(Debug)]
+pub(super) struct QuicTransportImpl {
+    /// Gone after shutdown, which frees the socket.
+    endpoint: Mutex<Option<Endpoint>>,
+    pub(super) client: quinn::ClientConfig,
+    pub(super) paths: Arc<Paths>,
+    pub(super) pool: Arc<ConnectionPool>,
+    pub(super) counters: Arc<Counters>,
+    /// Connections that wait for the application.
+    pub(super) accepted: Queue<Arc<QuicConnection>>,
+    /// Incoming handshakes under way.
+    pub(super) handshakes: AtomicUsize,
+    stopping: AtomicBool,
+    pub(super) options: QuicTransportOptions,
+}
+
+impl QuicTransportImpl {
+    /// The endpoint, while there is one and it takes new connections.
+    pub(super) fn endpoint(&self) -> Result<Endpoint, TransportError> {
+        let endpoint = if self.is_stopping() { None } else { self.endpoint_slot().clone() };
+        endpoint.ok_or(TransportError::ClosedHere)
+    }
+
+    /// True once a shutdown has begun.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn endpoint_slot(&self) -> MutexGuard<'_, Option<Endpoint>> {
+        self.endpoint.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes everything at once; peers are told if the runtime still runs for a moment.
+    fn stop(&self) -> Option<Endpoint> {
+        self.stopping.store(true, Ordering::Release);
+        self.accepted.clear();
+        let endpoint = self.endpoint_slot().take();
+        if let Some(endpoint) = &endpoint {
+            endpoint.close(code(CloseReason::Done), b"");
+        }
+        endpoint
+    }
+
+    async fn shutdown(&self, deadline: Duration) {
+        let now = Instant::now();
+        self.stopping.store(true, Ordering::Release);
+        self.accepted.clear();
+        let connections = self.pool.connections();
+        let flushed = async {
+            for connection in &connections {
+                connection.flush.flushed().await;
+            }
+        };
+        // The last quarter is for telling the peers. Late is not an error: whoever did not answer will time out.
+        let _ = timeout_at(now + deadline * 3 / 4, flushed).await;
+        for connection in connections {
+            connection.quinn.close(code(CloseReason::Done), b"");
+        }
+        if let Some(endpoint) = self.stop() {
+            let _ = timeout_at(now + deadline, endpoint.wait_idle()).await;
+        }
+    }
+}
+
+/// Opens the UDP socket: where it was asked for, else on all addresses of both families, else of IPv4.
+fn open_socket(listen: Option<SocketAddr>) -> std::io::Result<Arc<dyn AsyncUdpSocket>> {
+    let socket = match listen {
+        Some(address) => bind(address)?,
+        None => bind((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into()))?,
+    };
+    TokioRuntime.wrap_udp_socket(socket)
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    // Best effort: without them bursts are lost earlier, and QUIC repairs that.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// TLS and transport parameters for both directions.
+fn quinn_configs(
+    identity: &Identity,
+    options: &QuicTransportOptions,
+) -> Result<(quinn::ClientConfig, ServerConfig), String> {
+    let tls = TlsIdentity::new(identity).map_err(|error| error.to_string())?;
+    let transport = Arc::new(options.transport_config());
+
+    let mut client = tls.client().map_err(|error| error.to_string())?;
+    client.enable_early_data = true;
+    let client = QuicClientConfig::try_from(client).map_err(|error| error.to_string())?;
+    let mut client = quinn::ClientConfig::new(Arc::new(client));
+    client.transport_config(transport.clone());
+
+    let mut server = tls.server().map_err(|error| error.to_string())?;
+    // The one value besides 0 that QUIC allows (RFC 9001, section 4.6.1).
+    server.max_early_data_size = u32::MAX;
+    let server = QuicServerConfig::try_from(server).map_err(|error| error.to_string())?;
+    let mut server = ServerConfig::with_crypto(Arc::new(server));
+    server
+        .transport_config(transport)
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER_BYTES)
+        .incoming_buffer_size_total(INCOMING_BUFFERS_BYTES)
+        .time_source(Arc::new(TokioClock(Instant::now())));
+    Ok((client, server))
+}
+
+/// tokio's clock for the age of address tokens.
+struct TokioClock(Instant);
+
+impl TimeSource for TokioClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + CLOCK_EPOCH + self.0.elapsed()
+    }
+}
