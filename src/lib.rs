@@ -39,7 +39,7 @@
 //! |---|---|---|
 //! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
 //! | 4 | services | [`documents`], [`connections`] |
-//! | 3 | adapters | [`storage`], [`transports`], `sim` |
+//! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
 //! | 2 | pure protocol machines | [`sync`] |
 //! | 1 | ports | [`network_interface`], [`store`], [`transport`] |
 //! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`clock`], [`error`] |
@@ -74,6 +74,7 @@ pub mod store;
 pub mod sync;
 pub mod transport;
 pub mod transports;
+pub mod watch;
 
 pub use address::{DocumentTicket, PeerAddress};
 pub use backoff::ReconnectionPolicy;

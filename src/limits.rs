@@ -94,6 +94,9 @@ pub const TICKET_MAX_CHARS: usize = 8192;
 /// Addresses of other peers that a session passes on. More: the least recently heard of are left out.
 pub const PEERS_PER_FRAME: usize = 16;
 
+/// Addresses of other peers that one session may bring. More: the session is closed, a new one starts over.
+pub const PEERS_PER_SESSION: usize = 4096;
+
 /// Peers known per node. More: the oldest that shares no document is forgotten.
 pub const MAX_KNOWN_PEERS: usize = 4096;
 

@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 6] = [
     &["address", "backoff", "clock", "error", "frame", "identity", "ids", "limits", "operation"],
     &["network_interface", "store", "transport"],
     &["encryption", "nat", "outbox", "sync"],
-    &["sim", "storage", "telemetry", "transports"],
+    &["sim", "storage", "telemetry", "transports", "watch"],
     &["bridge", "connections", "discovery", "documents", "mesh", "relay"],
     &["panda_network", "lib", "bin"],
 ];

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Inner;
@@ -10,6 +9,7 @@ use super::peer_machine::{PeerConnectionState, PeerMachine};
 use crate::address::PeerAddress;
 use crate::ids::PeerId;
 use crate::limits::CONNECT_DEADLINE;
+use crate::watch;
 
 /// Takes connections until the transport is shut down.
 pub(super) async fn accept(inner: Arc<Inner>) {

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -23,6 +22,7 @@ use crate::ids::PeerId;
 use crate::limits::MAX_KNOWN_PEERS;
 use crate::network_interface::ConnectionState;
 use crate::transport::{BoxFuture, CloseReason, Connection, ConnectionInfo, ConnectionStats, Transport};
+use crate::watch;
 use peer_machine::new_connection_wins;
 
 /// What is done with a connection for as long as it lives.
@@ -47,6 +47,8 @@ struct Inner {
     /// Counts the reasons to dial everybody at once.
     retries: watch::Sender<u64>,
     state: watch::Sender<ConnectionState>,
+    /// Connections there are.
+    connected: watch::Sender<usize>,
     random: Mutex<ChaCha8Rng>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -85,6 +87,7 @@ impl Connections {
             online: watch::Sender::new(true),
             retries: watch::Sender::new(0),
             state: watch::Sender::new(ConnectionState::Idle),
+            connected: watch::Sender::new(0),
             random: Mutex::new(ChaCha8Rng::seed_from_u64(seed)),
             tasks: Mutex::new(JoinSet::new()),
         });
@@ -126,16 +129,21 @@ impl Connections {
         true
     }
 
-    /// Goes offline, which closes all connections, or online again, which dials everybody at once.
+    /// Goes offline: makes and takes no more connections; those that are there stay until they are closed. Or goes online
+    /// again, which dials everybody at once.
     pub fn set_online(&self, online: bool) {
         self.inner.online.send_replace(online);
-        if !online {
-            let mut peers = self.inner.peers();
-            peers.values_mut().filter_map(|peer| peer.current.as_ref()).for_each(|current| {
-                current.connection.close(CloseReason::GoingOffline);
-            });
-        }
         self.inner.refresh_state();
+    }
+
+    /// Waits until the peers have closed their connections, at most `deadline`, and closes those that are left.
+    pub async fn close_all(&self, deadline: Duration) {
+        let mut connected = self.inner.connected.subscribe();
+        // Over the deadline: the rest is closed from this side.
+        let _ = tokio::time::timeout(deadline, connected.wait_for(|connected| *connected == 0)).await;
+        for current in self.inner.peers().values().filter_map(|peer| peer.current.as_ref()) {
+            current.connection.close(CloseReason::GoingOffline);
+        }
     }
 
     /// Dials everybody who is not connected at once: the network changed, or somebody wants to know.
@@ -153,14 +161,6 @@ impl Connections {
         let peers = self.inner.peers();
         let current = peers.values().filter_map(|peer| peer.current.as_ref());
         current.map(|current| (current.connection.info(), current.connection.stats())).collect()
-    }
-
-    /// Waits until nobody is connected, at most `deadline`.
-    pub async fn wait_until_closed(&self, deadline: Duration) {
-        let mut state = self.watch_state();
-        let closed = state.wait_for(|state| !matches!(state, ConnectionState::Connected { .. }));
-        // Over the deadline: the transport closes what is left.
-        let _ = tokio::time::timeout(deadline, closed).await;
     }
 
     /// Stops dialling and accepting, and drops what serves the connections.
@@ -241,6 +241,7 @@ impl Inner {
             (true, peers, _) => ConnectionState::Connected { peers },
         };
         drop(peers);
+        self.connected.send_if_modified(|current| std::mem::replace(current, connected) != connected);
         self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
     }
 

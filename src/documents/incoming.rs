@@ -13,7 +13,7 @@ use super::session::{CatchUpStreams, Session};
 use crate::address::PeerAddress;
 use crate::frame::FrameDecoder;
 use crate::ids::PeerId;
-use crate::limits::{DOCUMENT_MAX_AUTHORS, FRAME_MAX_BYTES, PEERS_PER_FRAME};
+use crate::limits::{DOCUMENT_MAX_AUTHORS, FRAME_MAX_BYTES, PEERS_PER_SESSION};
 use crate::operation::{Head, SeqNum};
 use crate::sync::wire::{DocumentFrame, Refusal};
 use crate::transport::RecvHalf;
@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
 
     async fn on_peers(&mut self, records: Vec<Bytes>) -> Result<(), SessionError> {
         self.announced_peers += records.len();
-        if self.announced_peers > 4 * PEERS_PER_FRAME {
+        if self.announced_peers > PEERS_PER_SESSION {
             return Err(SessionError::Misbehaved("too many peer addresses"));
         }
         let document = self.session.document();
@@ -198,7 +198,7 @@ impl<'a> Reader<'a> {
             let address = PeerAddress::decode(&record)
                 .map_err(|_| SessionError::Misbehaved("an address record that its peer did not sign"))?;
             if address.peer_id() != document.node {
-                document.store.remember_peer(document.log, address.clone()).await?;
+                document.remember_peer(address.clone()).await?;
                 // Full: whoever makes connections is busy; the address is remembered and used after a restart.
                 let _ = self.session.context.learned.try_send(address);
             }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -26,6 +26,7 @@ use crate::store::Position;
 use crate::sync::tokens::{EXPORTER_LABEL, Role, Token};
 use crate::sync::wire::{ControlFrame, StreamOpen};
 use crate::transport::{BiStream, CloseReason, Connection, Priority, RecvHalf, SendHalf};
+use crate::watch;
 
 /// Streams of one document that wait for its session. Full: the stream is refused, the peer tries again.
 const STREAM_QUEUE: usize = 4;
@@ -39,7 +40,7 @@ const SESSION_RETRY: Duration = Duration::from_millis(500);
 struct Shared {
     document: Arc<OpenDocument>,
     /// Counts the peer's `Share`s of it; 0 while the peer does not share it.
-    shared: watch::Sender<u64>,
+    shared: Arc<watch::Sender<u64>>,
     streams: mpsc::Sender<BiStream>,
     catch_up: mpsc::Sender<Box<dyn RecvHalf>>,
 }
@@ -148,7 +149,7 @@ impl Link {
         let Some(address) = self.state().address.clone() else { return Ok(()) };
         let _ = self.registry.context.learned.try_send(address.clone());
         for document in self.shared_documents() {
-            document.store.remember_peer(document.log, address.clone()).await?;
+            document.remember_peer(address.clone()).await?;
         }
         Ok(())
     }
@@ -364,7 +365,7 @@ fn add_document(link: &Link, token: Token, document: Arc<OpenDocument>) -> Follo
     let (streams, streams_receiver) = mpsc::channel(STREAM_QUEUE);
     let (catch_up, catch_up_receiver) = mpsc::channel(STREAM_QUEUE);
     let mut state = link.state();
-    let shared = watch::Sender::new(u64::from(state.peer_tokens.contains(&token)));
+    let shared = Arc::new(watch::Sender::new(u64::from(state.peer_tokens.contains(&token))));
     let followed = Followed {
         document: Arc::clone(&document),
         shared: shared.subscribe(),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 mod catch_up;
 mod context;
@@ -38,6 +38,7 @@ use crate::ids::DocumentId;
 use crate::limits::MAX_OPEN_DOCUMENTS;
 use crate::store::{DocumentRecord, Store, StoreError};
 use crate::transport::Connection;
+use crate::watch;
 use context::{Context, Metrics};
 
 /// Addresses of peers that wait for whoever makes connections. Full: left out, peers send them again.

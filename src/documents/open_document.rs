@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::presence::{PresenceBoard, PresenceError};
@@ -17,11 +16,12 @@ use crate::address::PeerAddress;
 use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::ids::{LogId, PeerId};
-use crate::limits::{RECENT_MAX_BYTES, RECENT_MAX_OPERATIONS};
+use crate::limits::{MAX_KNOWN_PEERS, RECENT_MAX_BYTES, RECENT_MAX_OPERATIONS};
 use crate::operation::SeqNum;
 use crate::store::{
     CommitObserver, DocumentRecord, DocumentState, Heads, Position, Store, StoreError, StoredOperation,
 };
+use crate::watch;
 
 /// Where a document stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,6 +95,7 @@ pub struct OpenDocument {
     progress: watch::Sender<u64>,
     status: watch::Sender<DocumentStatus>,
     frozen: watch::Sender<usize>,
+    addresses: watch::Sender<BTreeMap<PeerId, u64>>,
 }
 
 impl OpenDocument {
@@ -119,6 +120,7 @@ impl OpenDocument {
             progress: watch::Sender::new(0),
             status: watch::Sender::new(DocumentStatus::default()),
             frozen: watch::Sender::new(0),
+            addresses: watch::Sender::new(BTreeMap::new()),
         });
         let state = store.open_document(record, Arc::new(Observer(Arc::downgrade(&document)))).await?;
         document.adopt(state);
@@ -191,7 +193,23 @@ impl OpenDocument {
     /// # Errors
     /// [`StoreError`] when it cannot be kept.
     pub async fn remember_peer(&self, address: PeerAddress) -> Result<(), StoreError> {
-        self.store.remember_peer(self.log, address).await
+        let (peer, timestamp_us) = (address.peer_id(), address.timestamp_us());
+        self.store.remember_peer(self.log, address).await?;
+        // Sessions pass newer addresses on to their peers.
+        self.addresses.send_if_modified(|known| {
+            let room = known.len() < MAX_KNOWN_PEERS || known.contains_key(&peer);
+            let news = room && known.get(&peer).is_none_or(|known_us| *known_us < timestamp_us);
+            if news {
+                known.insert(peer, timestamp_us);
+            }
+            news
+        });
+        Ok(())
+    }
+
+    /// Peers whose address became known in this run, and when they signed it.
+    pub(super) fn watch_addresses(&self) -> watch::Receiver<BTreeMap<PeerId, u64>> {
+        self.addresses.subscribe()
     }
 
     /// Ends all subscriptions.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::error::SessionError;
 use super::open_document::Recent;
 use super::session::Session;
+use crate::address::PeerAddress;
 use crate::ids::PeerId;
 use crate::limits::{
     CHUNK_BYTES, DOCUMENT_STREAM_IDLE, HEADS_PER_FRAME, PAGE_MAX_OPERATIONS, PEERS_PER_FRAME, PRESENCE_TTL,
@@ -32,13 +33,19 @@ async fn speak(session: &Session, send: &mut Box<dyn SendHalf>) -> Result<(), Se
     let mut presence = session.document().presence.watch();
     let mut frozen = session.document().watch_frozen();
     let mut passed_on = PassedOn::default();
-    send.write(greeting(session).await?).await?;
+    let mut addresses = session.document().watch_addresses();
+    addresses.mark_changed();
+    send.write(greeting(session)).await?;
     loop {
         newest.borrow_and_update();
         presence.borrow_and_update();
         frozen.borrow_and_update();
         pass_on_presence(session, &mut passed_on);
         let mut out = proofs(session, &mut passed_on).await?;
+        if addresses.has_changed() {
+            addresses.borrow_and_update();
+            pass_on_addresses(session, &mut passed_on.addresses, &mut out).await?;
+        }
         session.state().take_answers(&mut out);
         collect_live(session, &mut out);
         if !out.is_empty() {
@@ -56,6 +63,7 @@ async fn speak(session: &Session, send: &mut Box<dyn SendHalf>) -> Result<(), Se
             Ok(()) = newest.changed() => {}
             Ok(()) = presence.changed() => {}
             Ok(()) = frozen.changed() => {}
+            Ok(()) = addresses.changed() => addresses.mark_changed(),
             () = tokio::time::sleep(PRESENCE_TTL / 3) => {}
             () = tokio::time::sleep_until(idle_at), if session.key.dialled => {
                 let settled = session.state().delivery.unacknowledged() == 0;
@@ -68,10 +76,9 @@ async fn speak(session: &Session, send: &mut Box<dyn SendHalf>) -> Result<(), Se
     }
 }
 
-/// Heads as they were when the session was made, and addresses of other peers of the document.
-async fn greeting(session: &Session) -> Result<Bytes, SessionError> {
-    let document = session.document();
-    let (heads, _) = document.heads();
+/// Our heads.
+fn greeting(session: &Session) -> Bytes {
+    let (heads, _) = session.document().heads();
     let heads: Vec<_> = heads.into_iter().collect();
     let mut out = Vec::new();
     let frames = heads.chunks(HEADS_PER_FRAME).len().max(1);
@@ -79,13 +86,27 @@ async fn greeting(session: &Session) -> Result<Bytes, SessionError> {
         let heads = heads.chunks(HEADS_PER_FRAME).nth(index).unwrap_or_default().to_vec();
         DocumentFrame::Heads { heads, last: index + 1 == frames }.encode(&mut out);
     }
+    out.into()
+}
+
+/// Appends addresses of other peers of the document that this peer was not told yet, one frame of them.
+async fn pass_on_addresses(
+    session: &Session,
+    told: &mut BTreeMap<PeerId, u64>,
+    out: &mut Vec<u8>,
+) -> Result<(), SessionError> {
+    let document = session.document();
     let known = document.store.peers(document.log).await?;
-    let others = known.iter().filter(|address| ![session.key.peer, document.node].contains(&address.peer_id()));
-    let records: Vec<Bytes> = others.take(PEERS_PER_FRAME).map(|address| address.encode().into()).collect();
-    if !records.is_empty() {
-        DocumentFrame::Peers(records).encode(&mut out);
+    let news = |address: &&PeerAddress| {
+        ![session.key.peer, document.node].contains(&address.peer_id())
+            && told.get(&address.peer_id()).is_none_or(|told_us| *told_us < address.timestamp_us())
+    };
+    let news: Vec<_> = known.iter().filter(news).take(PEERS_PER_FRAME).collect();
+    told.extend(news.iter().map(|address| (address.peer_id(), address.timestamp_us())));
+    if !news.is_empty() {
+        DocumentFrame::Peers(news.iter().map(|address| address.encode().into()).collect()).encode(out);
     }
-    Ok(out.into())
+    Ok(())
 }
 
 /// Appends newly stored operations that the peer takes live, about one frame of them; the rest comes in the next round.
@@ -131,6 +152,7 @@ pub(super) fn put_operations<'a>(message_id: u64, operations: impl Iterator<Item
 struct PassedOn {
     presence: BTreeMap<PeerId, u64>,
     proofs: BTreeSet<PeerId>,
+    addresses: BTreeMap<PeerId, u64>,
 }
 
 fn pass_on_presence(session: &Session, passed_on: &mut PassedOn) {

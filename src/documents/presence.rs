@@ -11,13 +11,13 @@ use bytes::Bytes;
 use minicbor::{Decoder, Encoder};
 use p2panda_core::Signature;
 use thiserror::Error;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::identity::Identity;
 use crate::ids::{LogId, PeerId};
 use crate::limits::{PRESENCE_MAX_BYTES, PRESENCE_MAX_PEERS, PRESENCE_TTL};
 use crate::sync::tokens::{TOKEN_BYTES, Token};
+use crate::watch;
 
 /// Domain separation of the signature under a presence state.
 const PRESENCE_CONTEXT: &[u8] = b"panda-network/1 presence";

@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::open_document::{DocumentStatus, OpenDocument, Recent};
 use crate::ids::PeerId;
 use crate::limits::PAGE_MAX_BYTES;
 use crate::store::{Position, StoreError, StoredOperation};
+use crate::watch;
 
 /// Where a subscription starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

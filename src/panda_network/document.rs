@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::{Node, PandaError};
 use crate::address::DocumentTicket;
@@ -11,6 +10,7 @@ use crate::documents::{DocumentStatus, OpenDocument, PeerProgress, Receipt, Star
 use crate::ids::{DocumentId, PeerId};
 use crate::limits::TICKET_MAX_PEERS;
 use crate::operation::SeqNum;
+use crate::watch;
 
 /// Name of the cursor that `subscribe` uses.
 const DEFAULT_CURSOR: &str = "editor";
@@ -38,7 +38,8 @@ impl Document {
         let others = self.open.known_peers().await?;
         let own = self.node.address()?;
         let others = others.into_iter().filter(|address| address.peer_id() != own.peer_id()).take(TICKET_MAX_PEERS - 1);
-        Ok(DocumentTicket::new(record.document, record.key.clone()).with_peers(std::iter::once(own.clone()).chain(others)))
+        Ok(DocumentTicket::new(record.document, record.key.clone())
+            .with_peers(std::iter::once(own.clone()).chain(others)))
     }
 
     /// Publishes an operation, at most 16 MiB. When it resolves the operation is durable, and on its way to every connected

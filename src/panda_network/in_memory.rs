@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::interface::StateWatch;
 use crate::identity::Identity;
@@ -17,6 +16,7 @@ use crate::network_interface::{
     ConnectionState, ConnectionStateWatch, NetworkError, NetworkInterface, NetworkMessage, OperationStream,
 };
 use crate::transport::BoxFuture;
+use crate::watch;
 
 /// The network between in-memory nodes. Clones are handles.
 #[derive(Debug, Clone, Default)]
@@ -157,9 +157,8 @@ impl NetworkInterface for InMemoryNetwork {
         &self,
         document: DocumentId,
     ) -> BoxFuture<'_, Result<Box<dyn OperationStream>, NetworkError>> {
-        let (position, changed) = self.with_node(|node| {
-            (node.documents.entry(document).or_default().log.len(), node.changed.subscribe())
-        });
+        let (position, changed) =
+            self.with_node(|node| (node.documents.entry(document).or_default().log.len(), node.changed.subscribe()));
         let stream = InMemoryOperations { network: self.clone(), document, position, changed };
         Box::pin(std::future::ready(Ok(Box::new(stream) as Box<dyn OperationStream>)))
     }

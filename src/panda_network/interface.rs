@@ -1,7 +1,6 @@
 //! `PandaNetwork` as the adapter of the port [`NetworkInterface`].
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::PandaNetwork;
 use crate::documents::{DocumentEvent, StartFrom, Subscription};
@@ -11,6 +10,7 @@ use crate::network_interface::{
 };
 use crate::store::StoreError;
 use crate::transport::BoxFuture;
+use crate::watch;
 
 /// Name of the cursor that the port's subscriptions would commit; they start from now and commit nothing.
 const PORT_CURSOR: &str = "network-interface";

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
@@ -35,6 +35,7 @@ use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{DocumentRecord, Store, StoreError};
 use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, Transport, TransportStats};
 use crate::transports::quic::QuicTransport;
+use crate::watch;
 
 /// File of the node's key in its data directory.
 const IDENTITY_FILE: &str = "identity";
@@ -111,9 +112,8 @@ impl World {
     fn simulated(options: &mut PandaNetworkOptions, simulation: options::Simulation) -> Result<Self, PandaError> {
         use crate::transport::TransportError;
         let options::Simulation { network, address, seed } = simulation;
-        let socket = network
-            .bind(address)
-            .map_err(|error| TransportError::Bind { address, reason: error.to_string() })?;
+        let socket =
+            network.bind(address).map_err(|error| TransportError::Bind { address, reason: error.to_string() })?;
         options.quic = options.quic.clone().with_socket(socket).with_rng_seed(seed);
         Ok(Self {
             identity: Identity::from_seed(&seed),
@@ -218,9 +218,9 @@ impl PandaNetwork {
             self.node.documents.set_goodbye(false);
             self.node.connections.set_online(true);
         } else {
-            self.node.documents.set_goodbye(true);
-            self.node.connections.wait_until_closed(GOODBYE_DEADLINE).await;
             self.node.connections.set_online(false);
+            self.node.documents.set_goodbye(true);
+            self.node.connections.close_all(GOODBYE_DEADLINE).await;
         }
     }
 
@@ -281,8 +281,9 @@ impl PandaNetwork {
         let end = Instant::now() + deadline;
         let node = &self.node;
         node.documents.flush(deadline / 2).await;
+        node.connections.set_online(false);
         node.documents.set_goodbye(true);
-        node.connections.wait_until_closed(GOODBYE_DEADLINE.min(deadline / 4)).await;
+        node.connections.close_all(GOODBYE_DEADLINE.min(deadline / 4)).await;
         node.stop_tasks();
         node.transport.shutdown(end.saturating_duration_since(Instant::now())).await;
         for document in node.documents.all() {
