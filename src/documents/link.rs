@@ -344,6 +344,8 @@ async fn follow_documents(link: Arc<Link>) -> Result<(), SessionError> {
         }
         if !share.is_empty() {
             link.say(ControlFrame::Share(share)).await;
+            // The peer may have shared them, and said where it is, before they were open here.
+            link.remember_peer().await?;
         }
         tokio::select! {
             biased;
