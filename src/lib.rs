@@ -1,4 +1,58 @@
 //! Panda Network: a network node that a collaborative editor embeds.
+//!
+//! The editor owns its CRDT (Automerge, Yjs, Loro, its own). To the node operations are opaque bytes: what one editor
+//! publishes arrives at every other editor of that document, per author in order, exactly once after de-duplication by the
+//! cursor, through offline days and crashes, without a server in the middle.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use panda_network::{DocumentEvent, PandaNetwork, PandaNetworkOptions, StartFrom};
+//!
+//! # async fn edit() -> Result<(), Box<dyn std::error::Error>> {
+//! let network = PandaNetwork::start(PandaNetworkOptions::new("node-data")).await?;
+//! let document = network.create().await?;
+//! println!("invite with {}", document.ticket().await?);
+//!
+//! document.publish("an update of the CRDT").await?; // durable from here on, online or not
+//!
+//! let mut events = document.subscribe(StartFrom::Cursor).await?;
+//! while let Some(event) = events.next().await {
+//!     if let DocumentEvent::Operation(stored) = event? {
+//!         // apply stored.operation.payload() to the CRDT and save it, then:
+//!         events.commit(&stored).await?;
+//!     }
+//! }
+//! network.shutdown(Duration::from_secs(5)).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`PandaNetwork`] is the node, [`Document`] an open document, [`Subscription`] a reader of it. An editor that wants to
+//! test without a network programs against [`NetworkInterface`] and uses [`InMemoryNetwork`]; the feature `sim` adds a
+//! simulated network for the real node.
+//!
+//! # The floor plan
+//!
+//! A module uses what is below it, never its neighbours; `tests/architecture.rs` checks that.
+//!
+//! | floor | | modules |
+//! |---|---|---|
+//! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
+//! | 4 | services | [`documents`], [`connections`] |
+//! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
+//! | 2 | pure protocol machines | [`sync`] |
+//! | 1 | ports | [`network_interface`], [`store`], [`transport`] |
+//! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`clock`], [`error`] |
+//!
+//! # Features
+//!
+//! - none: the node, with QUIC and SQLite.
+//! - `sim`: the simulated network, a test harness.
+//! - `cli`: what the binary `panda` needs.
+
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod address;
 pub mod backoff;
 pub mod clock;
@@ -13,6 +67,7 @@ pub mod network_interface;
 pub mod operation;
 pub mod panda_network;
 #[cfg(feature = "sim")]
+#[allow(clippy::panic, clippy::print_stderr, reason = "a test harness prints its seed and ends the test")]
 pub mod sim;
 pub mod storage;
 pub mod store;
@@ -31,3 +86,8 @@ pub use panda_network::{
     Document, InMemoryHub, InMemoryNetwork, PandaError, PandaNetwork, PandaNetworkOptions, Presence,
 };
 pub use store::{Durability, StoredOperation};
+
+/// Compiles what the README shows.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
