@@ -12,8 +12,16 @@ const LOCK_FILE: &str = "lock";
 /// Held as long as the directory is in use.
 #[derive(Debug)]
 pub(super) struct DirectoryLock {
-    /// The operating system's lock lives as long as this handle.
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirectoryLock {
+    /// Closing the file is not enough: a process that is being spawned just now holds a copy of the handle for a moment.
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "the lock on the data directory cannot be given back before the file is closed");
+        }
+    }
 }
 
 impl DirectoryLock {
@@ -26,7 +34,7 @@ impl DirectoryLock {
         create_directory(directory).map_err(failed)?;
         let file = create_private(&directory.join(LOCK_FILE), false).map_err(failed)?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: directory.into() }),
             Err(TryLockError::Error(error)) => Err(failed(error)),
         }

@@ -1,6 +1,7 @@
 //! The writer: one thread that owns the [`Engine`] and gathers what waits into one transaction.
 //!
-//! Callers wait for room in the queue, which is bounded in commands and in bytes, then for their answer. A call that is
+//! Callers wait for their turn, in the order in which they were first polled, for room in the queue, which is bounded in
+//! commands and in bytes, and then for their answer. A call that is
 //! dropped before the thread takes it up did not happen; one that is dropped later happens as a whole.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +38,7 @@ enum Message {
 /// Handle on the writer thread.
 pub(super) struct Writer {
     sender: SyncSender<Message>,
+    turn: tokio::sync::Mutex<()>,
     room: Arc<Semaphore>,
     closing: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -53,6 +55,7 @@ impl Writer {
             .map_err(|error| StoreError::Io(format!("cannot start the writer thread: {error}")))?;
         Ok(Self {
             sender,
+            turn: tokio::sync::Mutex::new(()),
             room: Arc::new(Semaphore::new(QUEUE_PIECES)),
             closing: AtomicBool::new(false),
             thread: Mutex::new(Some(thread)),
@@ -66,11 +69,18 @@ impl Writer {
         F: FnOnce(&mut Engine) -> Outcome<T> + Send + 'static,
     {
         let pieces = bytes.div_ceil(PIECE_BYTES).clamp(COMMAND_PIECES, QUEUE_PIECES);
-        // Fits: there are fewer pieces than u32::MAX.
-        let room = Arc::clone(&self.room).acquire_many_owned(pieces as u32).await;
-        let room = room.map_err(|_| StoreError::Closed)?;
-        let (job, answer) = job(call);
-        self.sender.try_send(Message::Run(job, room)).map_err(|_| StoreError::Closed)?;
+        let submit = async {
+            // Turns are given in the order of first polls; room alone would not do, whoever got it may be overtaken.
+            let _turn = self.turn.lock().await;
+            // Fits: there are fewer pieces than u32::MAX.
+            let room = Arc::clone(&self.room).acquire_many_owned(pieces as u32).await;
+            let room = room.map_err(|_| StoreError::Closed)?;
+            let (job, answer) = job(call);
+            self.sender.try_send(Message::Run(job, room)).map_err(|_| StoreError::Closed)?;
+            Ok::<_, StoreError>(answer)
+        };
+        // A task whose budget is used up would not get its turn at the first poll.
+        let answer = tokio::task::unconstrained(submit).await?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::address::{PeerAddress, TransportKind};
-use crate::limits::{OPERATION_PAYLOAD_MAX_BYTES, PAGE_MAX_BYTES, PAGE_MAX_OPERATIONS};
+use crate::limits::{OPERATION_PAYLOAD_MAX_BYTES, PAGE_MAX_BYTES, PAGE_MAX_OPERATIONS, STORE_QUEUE};
 use crate::store::Position;
 
 fn address(seed: u8, timestamp_us: u64) -> PeerAddress {
@@ -318,4 +318,25 @@ async fn an_observer_hears_of_everything_in_order_and_before_the_caller_does() {
     let heard = heard.0.lock().unwrap();
     assert_eq!(heard.len(), 100);
     assert!(heard.is_sorted());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishes_under_way_at_once_keep_the_order_in_which_they_were_first_polled() {
+    let (_directory, store, log) = on_disk().await;
+    let mut under_way = tokio::task::JoinSet::new();
+    let (mut stored, mut expected) = (Vec::new(), Vec::new());
+    // More than the queue holds, and more than one task may do in one go.
+    for number in 0..3 * STORE_QUEUE {
+        let (store, payload) = (store.clone(), Bytes::from(number.to_string()));
+        expected.push(payload.clone());
+        let mut publish = Box::pin(async move { store.publish(log, payload).await.unwrap() });
+        match std::future::poll_fn(|context| Poll::Ready(publish.as_mut().poll(context))).await {
+            Poll::Ready(at_once) => stored.push(at_once),
+            Poll::Pending => drop(under_way.spawn(publish)),
+        }
+    }
+    stored.extend(under_way.join_all().await);
+    stored.sort_by_key(|stored| stored.position);
+    let payloads: Vec<_> = stored.iter().map(|stored| stored.operation.payload_bytes()).collect();
+    assert!(payloads == expected);
 }
