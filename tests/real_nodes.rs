@@ -51,6 +51,7 @@ async fn an_operation_arrives_at_the_other_editor_and_its_receipt_says_so() {
     assert_eq!(&next_operation(&mut events).await[..], b"hello");
     receipt.delivered_to(1).await;
     assert_eq!(here.status().borrow().pending, 0);
+    assert_eq!(there.status().borrow().missing, 0, "nothing is to come once it is here");
     there.publish("and back").await.unwrap();
     assert_eq!(operations(&here, 2).await, ["hello", "and back"]);
     assert!(matches!(*alice.connection_state().borrow(), ConnectionState::Connected { peers: 1 }));

@@ -208,8 +208,7 @@ impl<'a> Reader<'a> {
 
     /// Both senders look again: there may be something new to send, or nothing left to wait for.
     fn after_progress(&self) {
-        let missing = self.session.state().delivery.missing();
-        self.session.document().on_synced(self.session.key.peer, missing);
+        self.session.note_synced();
         self.session.wake_catch_up.notify_one();
         self.session.wake.notify_one();
     }

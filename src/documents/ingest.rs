@@ -59,6 +59,7 @@ async fn ingest(session: &Session, batch: Vec<Verified>) -> Result<(), SessionEr
     for refused in &ingested.refused {
         on_refused(session, message_id, refused)?;
     }
+    session.note_synced();
     if count > ingested.refused.len() {
         acknowledge(session, newest.keys());
     }
@@ -67,8 +68,6 @@ async fn ingest(session: &Session, batch: Vec<Verified>) -> Result<(), SessionEr
     {
         document.store.set_delivered(document.log, *own).await?;
     }
-    let missing = session.state().delivery.missing();
-    document.on_synced(session.key.peer, missing);
     session.wake.notify_one();
     Ok(())
 }

@@ -318,10 +318,12 @@ impl OpenDocument {
         shorter
     }
 
-    /// Something came from a peer; it announced `missing` operations beyond what is stored here.
-    pub(super) fn on_synced(&self, peer: PeerId, missing: u64) {
+    /// Something came from a peer, which says that there are so many operations of each author.
+    pub(super) fn on_synced<'a>(&self, peer: PeerId, announced: impl Iterator<Item = (&'a PeerId, u64)>) {
         let now_us = self.clock.now_us();
         let mut live = self.live();
+        let here = |author| live.heads.get(author).map_or(0, |head| u64::from(head.seq_num) + 1);
+        let missing = announced.map(|(author, count)| count.saturating_sub(here(author))).sum();
         live.last_sync_us = Some(now_us);
         live.peers.entry(peer).or_default().missing = missing;
         drop(live);

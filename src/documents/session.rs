@@ -102,6 +102,12 @@ impl Session {
         &self.key.document
     }
 
+    /// Something came from the peer: the document's status says so.
+    pub fn note_synced(&self) {
+        let state = self.state();
+        self.document().on_synced(self.key.peer, state.delivery.announced());
+    }
+
     /// Runs the session on its document stream; `catch_up_streams` brings the catch-up streams that the peer opens.
     /// When both sides finished, returns the position up to which everything was acknowledged, `None` if something was not.
     pub async fn run(

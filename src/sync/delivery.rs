@@ -179,9 +179,9 @@ impl Delivery {
         self.authors.values().any(|author| author.lane == Lane::CatchUp)
     }
 
-    /// Operations that the peer announced beyond what is stored here.
-    pub fn missing(&self) -> u64 {
-        self.authors.values().map(|author| author.announced.saturating_sub(author.here)).sum()
+    /// How many operations of each author the peer says there are.
+    pub fn announced(&self) -> impl Iterator<Item = (&PeerId, u64)> {
+        self.authors.iter().map(|(author, state)| (author, state.announced))
     }
 
     /// Operations that are here and that the peer has not acknowledged.
@@ -260,9 +260,9 @@ mod tests {
         let mut delivery = Delivery::new(&Heads::new());
         delivery.on_heads_complete();
         delivery.on_peer_has(logs[0][0].author(), 0);
-        assert_eq!(delivery.missing(), 1);
+        assert_eq!(delivery.announced().collect::<Vec<_>>(), [(&logs[0][0].author(), 1)]);
         assert!(!delivery.takes_live(&logs[0][0]));
-        assert_eq!((delivery.take_page(), delivery.missing()), (None, 0));
+        assert_eq!(delivery.take_page(), None);
     }
 
     #[test]
