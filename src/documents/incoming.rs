@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
@@ -85,6 +86,7 @@ impl<'a> Reader<'a> {
             while let Some(frame) = decoder.next_frame()? {
                 self.on_frame(DocumentFrame::decode(&frame)?, &mut received).await?;
             }
+            self.session.key.heard.store(true, Ordering::Relaxed);
             self.session.state().last_activity = Instant::now();
             self.hand_over(received).await?;
         }

@@ -5,6 +5,7 @@
 //! stream was closed for idleness is opened again by the dialler when it has something to say, and on the acceptor's `Share`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub(super) struct Link {
     role: Role,
     exporter: [u8; 32],
     control: mpsc::Sender<ControlFrame>,
+    /// Set whenever something comes from the peer.
+    pub heard: Arc<AtomicBool>,
     state: Mutex<LinkState>,
 }
 
@@ -83,7 +86,7 @@ impl Link {
         let role = if info.dialled { Role::Dialler } else { Role::Acceptor };
         let state = Mutex::default();
         let (peer, closer) = (info.peer_id, Arc::clone(&connection));
-        let link = Arc::new(Self { registry, connection, peer, role, exporter, control, state });
+        let link = Arc::new(Self { registry, connection, peer, role, exporter, control, heard: Arc::default(), state });
         let reason = match link.drive(frames).await {
             Ok(()) => CloseReason::Done,
             Err(error) => {
@@ -386,6 +389,7 @@ async fn follow_document(link: Arc<Link>, mut followed: Followed) -> Result<(), 
         document: Arc::clone(&document),
         connection: Arc::clone(&link.connection),
         peer: link.peer,
+        heard: Arc::clone(&link.heard),
         dialled: link.role == Role::Dialler,
     };
     let (mut asleep_at, mut failures) = (None, 0);

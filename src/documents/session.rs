@@ -6,6 +6,7 @@
 //! [`Delivery`]; nothing here is remembered beyond the session, because the heads say where the next one goes on.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
@@ -38,6 +39,8 @@ pub(super) struct SessionKey {
     pub peer: PeerId,
     /// The document's token as this side sends it.
     pub token: Token,
+    /// Set whenever something comes from the peer: a heartbeat may be late on a full link.
+    pub heard: Arc<AtomicBool>,
     /// True when this side dialled: it opens the document stream, and closes it when it is idle.
     pub dialled: bool,
 }

@@ -105,7 +105,7 @@ impl Inbound {
         };
         match timeout(STREAM_TYPE_DEADLINE, recv.read_to_end(REQUEST_MAX_BYTES)).await {
             Ok(Ok(request)) => {
-                let answer = QuicSend::new(send, link, Priority::Medium);
+                let answer = QuicSend::new(send, link, Priority::Low);
                 let answer = Box::new(answer.with_budget("response bytes", REQUEST_MAX_BYTES));
                 let incoming = IncomingRequest { request: request.into(), answer };
                 if let Err(mut incoming) = self.requests.push(incoming) {

@@ -42,7 +42,7 @@ impl StreamPool {
         let exchange = async {
             // The semaphore is never closed.
             let _place = self.free.acquire().await.map_err(|_| TransportError::ClosedHere)?;
-            let (mut send, mut recv) = open(link, StreamType::Request, Priority::Medium).await?;
+            let (mut send, mut recv) = open(link, StreamType::Request, Priority::Low).await?;
             send.write_all(request).await?;
             send.finish();
             match recv.stream().read_to_end(REQUEST_MAX_BYTES).await {

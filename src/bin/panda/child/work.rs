@@ -108,6 +108,7 @@ fn describe(error: CliError) -> Failure {
 
 impl Node {
     /// One random edit of the text: mostly words, sometimes a deletion.
+    #[allow(clippy::disallowed_methods, reason = "a demo types whatever comes to its mind")]
     fn type_something(&mut self) -> Result<Bytes, Failure> {
         let patch = random_edit(&mut rand::rng(), self.text.len());
         let update = self.text.edit(&[patch]).map_err(|error| error.to_string())?;
