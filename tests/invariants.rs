@@ -111,3 +111,39 @@ fn an_operation_travels_down_a_line_of_nodes_that_do_not_see_each_other() {
         cluster.assert_everything_arrived_once_in_order();
     });
 }
+
+#[test]
+fn a_stream_that_was_closed_for_idleness_opens_again_whoever_has_something_to_say() {
+    sim::run(2, |sim| async move {
+        let link = LinkOptions::new().with_latency(Duration::from_millis(20));
+        let mut cluster = Cluster::start(&sim, 2, link).await;
+        for (hour, index) in [0, 1, 0, 1, 1].into_iter().enumerate() {
+            cluster.publish(index, format!("hour {hour}").into()).await;
+            cluster.converge(Duration::from_secs(5)).await;
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            for index in 0..2 {
+                assert_eq!(cluster.running(index).network.connections().len(), 1, "the connection stays");
+                assert_eq!(cluster.running(index).document.status().borrow().peers, 0, "the stream does not");
+            }
+        }
+        cluster.assert_everything_arrived_once_in_order();
+    });
+}
+
+#[test]
+fn presence_reaches_a_peer_behind_a_peer_and_stays_while_it_is_set() {
+    sim::run(3, |sim| async move {
+        let link = LinkOptions::new().with_latency(Duration::from_millis(20)).with_loss(0.1);
+        let cluster = Cluster::start(&sim, 3, link).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        cluster.network.partition(&[cluster.ip(0)], &[cluster.ip(2)]);
+        let first = cluster.running(0).network.node_id();
+        cluster.running(0).document.presence().set("cursor").unwrap();
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let shown = cluster.running(2).document.presence().peers();
+        assert_eq!(shown, [(first, "cursor".into())]);
+        cluster.running(0).document.presence().clear();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(cluster.running(2).document.presence().peers().is_empty());
+    });
+}

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::frame::FrameError;
 use crate::store::StoreError;
+use crate::sync::hello::PROTOCOL_VERSIONS;
 use crate::sync::wire::WireError;
 use crate::transport::{CloseReason, TransportError};
 
@@ -24,6 +25,14 @@ pub enum SessionError {
     /// The peer keeps refusing what we send, or we what it sends.
     #[error("operations were refused {0} times without progress")]
     Refused(u32),
+    /// The peer speaks no version of the protocol that we do.
+    #[error("peer speaks versions {oldest} to {newest} of the protocol, this node {}; update the older one", PROTOCOL_VERSIONS.newest)]
+    UnknownVersion {
+        /// The peer's newest.
+        newest: u16,
+        /// The peer's oldest.
+        oldest: u16,
+    },
     /// The peer does not answer heartbeats.
     #[error("the peer stopped answering")]
     Unresponsive,
@@ -41,6 +50,7 @@ impl SessionError {
         match self {
             Self::Frame(_) | Self::Wire(_) | Self::Misbehaved(_) => CloseReason::BadFrame,
             Self::Refused(_) => CloseReason::BadOperation,
+            Self::UnknownVersion { .. } => CloseReason::UnknownVersion,
             Self::Unresponsive => CloseReason::Unresponsive,
             Self::Transport(_) => CloseReason::Done,
             Self::Store(_) => CloseReason::InternalError,
@@ -51,7 +61,7 @@ impl SessionError {
     pub(super) fn is_peers_fault(&self) -> bool {
         match self {
             Self::Frame(_) | Self::Wire(_) | Self::Misbehaved(_) | Self::Refused(_) => true,
-            Self::Unresponsive | Self::Transport(_) | Self::Store(_) => false,
+            Self::UnknownVersion { .. } | Self::Unresponsive | Self::Transport(_) | Self::Store(_) => false,
         }
     }
 }

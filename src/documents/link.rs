@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 use super::Registry;
 use super::control;
@@ -24,6 +25,7 @@ use crate::frame::FrameDecoder;
 use crate::ids::{DocumentId, PeerId};
 use crate::limits::{CONNECT_DEADLINE, FRAME_MAX_BYTES, MAX_OPEN_DOCUMENTS, PROTOCOL_ERRORS_PER_CONNECTION};
 use crate::store::Position;
+use crate::sync::hello::{Hello, PROTOCOL_VERSIONS};
 use crate::sync::tokens::{EXPORTER_LABEL, Role, Token};
 use crate::sync::wire::{ControlFrame, StreamOpen};
 use crate::transport::{BiStream, CloseReason, Connection, Priority, RecvHalf, SendHalf};
@@ -87,12 +89,15 @@ impl Link {
         let state = Mutex::default();
         let (peer, closer) = (info.peer_id, Arc::clone(&connection));
         let link = Arc::new(Self { registry, connection, peer, role, exporter, control, heard: Arc::default(), state });
-        let reason = match link.drive(frames).await {
+        let span = tracing::debug_span!("peer", id = %peer.short());
+        let reason = match link.drive(frames).instrument(span).await {
             Ok(()) => CloseReason::Done,
             Err(error) => {
                 if error.is_peers_fault() {
                     link.registry.context.metrics.protocol_errors.increment(1);
                     tracing::warn!(peer = %peer.short(), %error, "closing the connection");
+                } else {
+                    tracing::debug!(peer = %peer.short(), %error, "the connection ended");
                 }
                 error.close_reason()
             }
@@ -101,6 +106,10 @@ impl Link {
     }
 
     async fn drive(self: &Arc<Self>, frames: mpsc::Receiver<ControlFrame>) -> Result<(), SessionError> {
+        let hello = Hello::decode(&self.connection.peer_hello())?;
+        if PROTOCOL_VERSIONS.common(&hello).is_none() {
+            return Err(SessionError::UnknownVersion { newest: hello.newest, oldest: hello.oldest });
+        }
         let (send, receive) = timeout(CONNECT_DEADLINE, self.control_stream())
             .await
             .map_err(|_| SessionError::Misbehaved("no control stream in time"))??;
@@ -340,7 +349,9 @@ async fn follow_documents(link: Arc<Link>) -> Result<(), SessionError> {
             let token = link.token(&document, link.role.other());
             known.insert(id, token);
             share.push(link.token(&document, link.role));
-            sessions.spawn(follow_document(Arc::clone(&link), add_document(&link, token, document)));
+            let span = tracing::debug_span!("document", id = %document.log.short());
+            let followed = add_document(&link, token, document);
+            sessions.spawn(follow_document(Arc::clone(&link), followed).instrument(span));
         }
         if !unshare.is_empty() {
             link.say(ControlFrame::Unshare(unshare)).await;

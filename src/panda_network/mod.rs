@@ -33,6 +33,7 @@ use crate::limits::CONNECT_DEADLINE;
 use crate::network_interface::ConnectionState;
 use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{DocumentRecord, Store, StoreError};
+use crate::sync::hello::PROTOCOL_VERSIONS;
 use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, Transport, TransportStats};
 use crate::transports::quic::QuicTransport;
 use crate::watch;
@@ -138,7 +139,8 @@ impl PandaNetwork {
             .with_inline(inline)
             .with_clock(clock.clone());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
-        let transport: Arc<dyn Transport> = Arc::new(QuicTransport::start(&identity, options.quic)?);
+        let quic = options.quic.with_hello(PROTOCOL_VERSIONS.encode());
+        let transport: Arc<dyn Transport> = Arc::new(QuicTransport::start(&identity, quic)?);
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
         let handler = Arc::new(Handler(documents.clone()));
         let connections = Connections::start(

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use panda_network::sim::{LinkOptions, Sim, SimNetwork};
 use panda_network::{
-    Document, DocumentEvent, DocumentTicket, PandaNetwork, PandaNetworkOptions, PeerId, StartFrom, Subscription,
+    Document, DocumentEvent, DocumentTicket, Durability, PandaNetwork, PandaNetworkOptions, PeerId, StartFrom,
+    Subscription,
 };
 use tempfile::TempDir;
 
@@ -56,8 +57,10 @@ impl Cluster {
     /// Starts a node, or starts it again from its directory.
     pub async fn start_node(&mut self, index: usize) {
         let node = &self.nodes[index];
-        let options =
-            PandaNetworkOptions::new(node.directory.path()).with_simulation(&self.network, node.address, node.seed);
+        let options = PandaNetworkOptions::new(node.directory.path())
+            // A crash here is one of the process: the disk does not lose what it was given.
+            .with_durability(Durability::Process)
+            .with_simulation(&self.network, node.address, node.seed);
         let network = PandaNetwork::start(options).await.unwrap();
         let known = network.documents().await.unwrap();
         let document = match (known.first(), &self.ticket) {
