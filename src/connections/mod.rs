@@ -129,6 +129,20 @@ impl Connections {
         true
     }
 
+    /// Does not dial this peer any more. A connection that is there stays until it is closed.
+    pub fn forget_peer(&self, peer_id: PeerId) {
+        let mut peers = self.inner.peers();
+        if let Some(peer) = peers.get_mut(&peer_id) {
+            // The keeper ends with the sender that it follows.
+            peer.address = None;
+            if peer.current.is_none() {
+                peers.remove(&peer_id);
+            }
+        }
+        drop(peers);
+        self.inner.refresh_state();
+    }
+
     /// Goes offline: makes and takes no more connections; those that are there stay until they are closed. Or goes online
     /// again, which dials everybody at once.
     pub fn set_online(&self, online: bool) {

@@ -160,13 +160,23 @@ impl PresenceBoard {
     pub fn receive(&self, log: LogId, presence: SignedPresence, now: Instant) -> bool {
         let is_news = |entries: &BTreeMap<PeerId, Entry>| match entries.get(&presence.peer) {
             Some(entry) => entry.presence.counter < presence.counter,
-            None => entries.len() < PRESENCE_MAX_PEERS,
+            None => entries.len() < PRESENCE_MAX_PEERS || entries.values().any(|entry| !entry.is_shown(now)),
         };
         if !is_news(&self.entries()) || !presence.is_genuine(log) {
             return false;
         }
+        self.make_room(now);
         self.insert(presence, now);
         true
+    }
+
+    /// When the board is full, whoever is not shown any more makes room.
+    fn make_room(&self, now: Instant) {
+        let mut entries = self.entries();
+        if entries.len() >= PRESENCE_MAX_PEERS {
+            let gone = entries.iter().find(|(_, entry)| !entry.is_shown(now)).map(|(peer, _)| *peer);
+            gone.and_then(|peer| entries.remove(&peer));
+        }
     }
 
     /// The last session with this peer closed.
@@ -255,6 +265,19 @@ mod tests {
         assert!(board.unsent(&mut sent, bob.peer_id()).is_empty(), "too early to renew");
         board.renew_own(&alice, log, now + PRESENCE_TTL / 3, 102);
         assert_eq!(board.unsent(&mut sent, bob.peer_id()).len(), 1);
+    }
+
+    #[test]
+    fn a_full_board_takes_newcomers_only_in_place_of_those_who_are_gone() {
+        let (alice, _, log, board, now) = setup();
+        let peers: Vec<_> = (0..PRESENCE_MAX_PEERS as u16)
+            .map(|number| Identity::from_seed(blake3::hash(&number.to_be_bytes()).as_bytes()))
+            .collect();
+        assert!(peers.iter().all(|peer| board.receive(log, SignedPresence::sign(peer, log, 1, state("here")), now)));
+        assert!(!board.receive(log, SignedPresence::sign(&alice, log, 1, state("me too")), now));
+        board.on_peer_gone(peers[7].peer_id());
+        assert!(board.receive(log, SignedPresence::sign(&alice, log, 1, state("me too")), now));
+        assert_eq!(board.shown(now).0.len(), PRESENCE_MAX_PEERS);
     }
 
     #[test]

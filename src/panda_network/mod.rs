@@ -1,5 +1,6 @@
 //! The node: the composition root, the one place that knows every adapter, and the handles that an editor holds.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,6 +68,9 @@ struct Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.stop_tasks();
+        for document in self.documents.all() {
+            self.documents.close(&document.record().document);
+        }
     }
 }
 
@@ -199,9 +203,22 @@ impl PandaNetwork {
         self.open_record(record.ok_or(PandaError::UnknownDocument(document))?).await
     }
 
-    /// Closes a document: its subscriptions end, peers are told. What is stored stays, and it can be opened again.
-    pub fn close(&self, document: DocumentId) {
+    /// Closes a document: its subscriptions end, peers are told, and those that share no other open document are not dialled
+    /// any more. What is stored stays, and it can be opened again.
+    ///
+    /// # Errors
+    /// [`PandaError::Store`] when the peers of the document cannot be read; it is closed all the same.
+    pub async fn close(&self, document: DocumentId) -> Result<(), PandaError> {
+        let Some(closed) = self.node.documents.get(&document) else { return Ok(()) };
         self.node.documents.close(&document);
+        let mut unneeded: BTreeSet<PeerId> = peers_of(&closed).await?;
+        for open in self.node.documents.all() {
+            for peer in peers_of(&open).await? {
+                unneeded.remove(&peer);
+            }
+        }
+        unneeded.into_iter().for_each(|peer| self.node.connections.forget_peer(peer));
+        Ok(())
     }
 
     /// All documents in this node's store, open or not.
@@ -304,6 +321,10 @@ impl PandaNetwork {
         }
         Ok(Document { node: Arc::clone(&self.node), open })
     }
+}
+
+async fn peers_of(document: &OpenDocument) -> Result<BTreeSet<PeerId>, StoreError> {
+    Ok(document.known_peers().await?.iter().map(PeerAddress::peer_id).collect())
 }
 
 fn pending(documents: &[Arc<OpenDocument>]) -> usize {
