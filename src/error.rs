@@ -79,9 +79,16 @@ pub enum OperationError {
     /// The operation belongs to another document.
     #[error("operation belongs to another document")]
     WrongLog,
-    /// The extensions are of a version that this node does not know.
-    #[error("operation extensions of version {0}, this node knows version 1; update panda-network")]
-    UnknownVersion(u16),
+    /// The extensions are of a kind that this node does not know.
+    #[error(
+        "operation extensions of version {version} and variant {variant}, this node knows version 1 and variant 0; update panda-network"
+    )]
+    UnknownExtensions {
+        /// Their version.
+        version: u16,
+        /// Their variant.
+        variant: u16,
+    },
     /// The body is not the envelope that it should be.
     #[error("operation body is not an envelope: {0}")]
     Envelope(&'static str),

@@ -59,6 +59,7 @@ pub mod clock;
 pub mod connections;
 pub mod documents;
 pub mod error;
+mod extensions;
 pub mod frame;
 pub mod identity;
 pub mod ids;

@@ -1,15 +1,15 @@
 //! Operations as p2panda knows them: a signed header in a hash chain per author, and a body beside it.
 //!
-//! The header's extensions are the ones a p2panda Node writes, `(version, flags, log id, timestamp in µs, prune)`,
-//! so that a Node can hold our documents. The body is our envelope, the CBOR array `[1, payload]`.
+//! The header's extensions are the basic ones of a p2panda Node, `(1, 0, log id, timestamp in µs, prune)`, so that a Node
+//! can hold our documents. The body is our envelope, the CBOR array `[1, payload]`.
 //! An [`Operation`] cannot hold a wrong signature, a wrong payload hash or a foreign log: there are two ways to get
 //! one, signing it or decoding it. Whether its backlink fits is for the store to say, which knows the log.
 
 use bytes::Bytes;
 use p2panda_core::{Hash, Header, validate_header};
-use serde::{Deserialize, Serialize};
 
 use crate::error::OperationError;
+use crate::extensions::NodeExtensions;
 use crate::identity::Identity;
 use crate::ids::{LogId, OperationId, PeerId};
 use crate::limits::{ENVELOPE_OVERHEAD_MAX_BYTES, OPERATION_HEADER_MAX_BYTES, OPERATION_PAYLOAD_MAX_BYTES};
@@ -17,15 +17,8 @@ use crate::limits::{ENVELOPE_OVERHEAD_MAX_BYTES, OPERATION_HEADER_MAX_BYTES, OPE
 /// Position of an operation in its author's log, from 0, without gaps.
 pub type SeqNum = u32;
 
-/// Version of the header extensions, as p2panda Nodes 0.7 write it.
-const EXTENSIONS_VERSION: u16 = 1;
-
 /// Version of the body envelope.
 const ENVELOPE_VERSION: u64 = 1;
-
-/// The extensions of a p2panda Node's operations, a CBOR array of five.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NodeExtensions(u16, u16, Hash, u64, bool);
 
 /// The newest operation of one author: its sequence number and its id. Two forks of equal length differ in the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +70,7 @@ impl Operation {
         };
         let backlink = head.map(|head| head.id);
         let body = seal_envelope(payload);
-        let extensions = NodeExtensions(EXTENSIONS_VERSION, 0, log.hash(), timestamp_us, false);
+        let extensions = NodeExtensions::Basic { log_id: log.hash(), timestamp_us, prune: false };
         let header = Header::builder()
             .seq_num(seq_num)
             .backlink(backlink.map(|id| id.hash()))
@@ -129,10 +122,12 @@ impl Operation {
         header: Bytes,
         body: Bytes,
     ) -> Result<Self, OperationError> {
-        let NodeExtensions(version, _, log_id, timestamp_us, _) = decoded.extensions;
-        if version != EXTENSIONS_VERSION {
-            return Err(OperationError::UnknownVersion(version));
-        }
+        let (log_id, timestamp_us) = match decoded.extensions {
+            NodeExtensions::Basic { log_id, timestamp_us, .. } => (log_id, timestamp_us),
+            NodeExtensions::Unknown { version, variant } => {
+                return Err(OperationError::UnknownExtensions { version, variant });
+            }
+        };
         if log_id != log.hash() {
             return Err(OperationError::WrongLog);
         }
