@@ -4,7 +4,6 @@
 
 use std::net::SocketAddr;
 
-use p2panda_core::Signature;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -139,7 +138,7 @@ impl PeerAddress {
         check_count("addresses", addresses.len(), PEER_ADDRESS_MAX_ADDRESSES)?;
         let peer_id = PeerId::from_bytes(&peer_id).map_err(|_| AddressError::Damaged("not a peer id"))?;
         let signed = signing_bytes(&peer_id, &addresses, timestamp_us);
-        if !peer_id.verifying_key().verify(&signed, &Signature::from_bytes(&signature)) {
+        if !peer_id.verifies(&signed, &signature) {
             return Err(AddressError::WrongSignature(peer_id));
         }
         Ok(Self { peer_id, addresses, timestamp_us, signature: *signature })

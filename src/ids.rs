@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use p2panda_core::{Hash, Topic, VerifyingKey};
+use p2panda_core::{Hash, Signature, Topic, VerifyingKey};
 use uuid::Uuid;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -42,7 +42,7 @@ impl fmt::Debug for ShortId {
 
 /// The Ed25519 public key of a node (32 bytes). It signs operations and authenticates TLS.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerId(VerifyingKey);
+pub struct PeerId([u8; 32]);
 
 impl PeerId {
     /// Reads a key of 32 bytes.
@@ -50,12 +50,12 @@ impl PeerId {
     /// # Errors
     /// [`IdError::PeerId`] if the bytes are not a point of the curve.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, IdError> {
-        VerifyingKey::from_bytes(bytes).map(Self).map_err(|_| IdError::PeerId)
+        VerifyingKey::from_bytes(bytes).map(Self::from).map_err(|_| IdError::PeerId)
     }
 
     /// The 32 bytes of the key.
     pub fn as_bytes(&self) -> &[u8; 32] {
-        self.0.as_bytes()
+        &self.0
     }
 
     /// Name for logs and spans.
@@ -63,20 +63,26 @@ impl PeerId {
         ShortId::of(self.as_bytes())
     }
 
-    pub(crate) fn verifying_key(&self) -> &VerifyingKey {
-        &self.0
+    /// Whether `signature` is this peer's under `message`.
+    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        self.verifying_key().is_some_and(|key| key.verify(message, &Signature::from_bytes(signature)))
+    }
+
+    /// The key as p2panda knows it, five times the size: the point of the curve is worked out. It is one, this was checked.
+    pub(crate) fn verifying_key(&self) -> Option<VerifyingKey> {
+        VerifyingKey::from_bytes(&self.0).ok()
     }
 }
 
 impl From<VerifyingKey> for PeerId {
     fn from(key: VerifyingKey) -> Self {
-        Self(key)
+        Self(*key.as_bytes())
     }
 }
 
 impl fmt::Display for PeerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.to_hex())
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -91,7 +97,7 @@ impl FromStr for PeerId {
 
     /// Reads 64 hexadecimal digits.
     fn from_str(text: &str) -> Result<Self, IdError> {
-        text.parse().map(Self).map_err(|_| IdError::PeerId)
+        text.parse::<VerifyingKey>().map(Self::from).map_err(|_| IdError::PeerId)
     }
 }
 

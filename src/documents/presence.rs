@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use minicbor::{Decoder, Encoder};
-use p2panda_core::Signature;
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -57,7 +56,7 @@ impl SignedPresence {
 
     fn is_genuine(&self, log: LogId) -> bool {
         let signed = signing_bytes(log, self.counter, &self.state);
-        self.peer.verifying_key().verify(&signed, &Signature::from_bytes(&self.signature))
+        self.peer.verifies(&signed, &self.signature)
     }
 
     /// One datagram: the document's token, then the state.

@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::{SqliteStore, read};
 use crate::error::OperationError;
-use crate::ids::LogId;
+use crate::ids::{LogId, PeerId};
 use crate::limits::P2PANDA_RANGE_MAX_BYTES;
 use crate::operation::Operation;
 use crate::store::{RefusedReason, Store, StoreError};
@@ -228,7 +228,7 @@ impl<L: p2panda_core::LogId> TopicStore<Topic, VerifyingKey, L> for SqliteStore 
         let authors = self.read(move |connection, _| read::authors(connection, log)).await?;
         let encoded = encode_cbor(&log.hash()).map_err(|_| P2pandaStoreError::NotALog)?;
         let log: L = decode_cbor(&encoded[..]).map_err(|_| P2pandaStoreError::NotALog)?;
-        Ok(authors.into_iter().map(|author| (*author.verifying_key(), vec![log.clone()])).collect())
+        Ok(authors.iter().filter_map(PeerId::verifying_key).map(|author| (author, vec![log.clone()])).collect())
     }
 }
 
