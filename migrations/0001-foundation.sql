@@ -11,7 +11,14 @@ CREATE TABLE documents (
     log INTEGER PRIMARY KEY,
     log_id BLOB NOT NULL UNIQUE,            -- 32 bytes, follows from document and key
     document BLOB NOT NULL,                 -- UUID, 16 bytes
-    key BLOB NOT NULL                       -- the document's secret, 32 bytes
+    key BLOB NOT NULL,                      -- the document's secret, 32 bytes
+    unconfirmed INTEGER NOT NULL DEFAULT 0  -- 1: newer operations of our own may be out there, see instance
+) STRICT;
+
+-- Which file this database was when it was last used. Another one means that it was copied or restored from a backup.
+CREATE TABLE instance (
+    row INTEGER PRIMARY KEY CHECK (row = 1),
+    file BLOB NOT NULL                      -- hash of what the file system calls it
 ) STRICT;
 
 -- Every public key that any row speaks of, once.

@@ -101,9 +101,15 @@ impl Operation {
         Self::assemble(log, decoded, header, body)
     }
 
-    /// Reads back an operation that was verified before it was stored: everything but the signature and the payload hash.
+    /// Reads back an operation that was verified before it was stored. The signature is not checked again; the hashes are,
+    /// since a disk may change what was written.
     pub(crate) fn from_store(id: OperationId, author: PeerId, row: StoredParts) -> Result<Self, OperationError> {
         let payload_offset = open_envelope(&row.body)?;
+        let intact =
+            Hash::digest(&row.header) == id.hash() && payload_hash(&row.header) == Some(Hash::digest(&row.body));
+        if !intact {
+            return Err(OperationError::Invalid("it is not what was written any more".into()));
+        }
         Ok(Self {
             id,
             author,
@@ -225,6 +231,16 @@ fn decode_header(header: &[u8], body_len: usize) -> Result<Header<NodeExtensions
     Header::decode(header).map_err(|error| OperationError::Header(error.to_string()))
 }
 
+/// The hash of the body as the header has it: after version, key, signature and size.
+fn payload_hash(header: &[u8]) -> Option<Hash> {
+    let mut decoder = minicbor::Decoder::new(header);
+    decoder.array().ok()?;
+    for _ in 0..4 {
+        decoder.skip().ok()?;
+    }
+    Hash::try_from(decoder.bytes().ok()?).ok()
+}
+
 /// `[1, payload]` in canonical CBOR.
 fn seal_envelope(payload: &[u8]) -> Bytes {
     let mut encoder = minicbor::Encoder::new(Vec::with_capacity(payload.len() + ENVELOPE_OVERHEAD_MAX_BYTES));
@@ -287,6 +303,28 @@ mod tests {
                 Some(index) => body[index] ^= 1,
             }
             assert!(Operation::decode(log(), header.into(), body.into()).is_err(), "byte {index}");
+        }
+    }
+
+    #[test]
+    fn no_single_byte_that_the_disk_changed_is_read_back() {
+        let operation = Operation::sign(&alice(), log(), None, 5, b"hello").unwrap();
+        let parts = |header: &[u8], body: &[u8]| StoredParts {
+            seq_num: 0,
+            backlink: None,
+            timestamp_us: 5,
+            header: Bytes::copy_from_slice(header),
+            body: Bytes::copy_from_slice(body),
+        };
+        let read = |parts| Operation::from_store(operation.id(), operation.author(), parts);
+        assert_eq!(read(parts(&operation.header, &operation.body)).as_ref(), Ok(&operation));
+        for index in 0..operation.size() {
+            let (mut header, mut body) = (operation.header.to_vec(), operation.body.to_vec());
+            match index.checked_sub(header.len()) {
+                None => header[index] ^= 1,
+                Some(index) => body[index] ^= 1,
+            }
+            assert!(read(parts(&header, &body)).is_err(), "byte {index}");
         }
     }
 

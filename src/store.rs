@@ -73,6 +73,9 @@ pub struct DocumentState {
     pub outbox_bytes: u64,
     /// Authors that signed two operations with one sequence number; nothing of theirs is accepted any more.
     pub frozen: Vec<PeerId>,
+    /// The store is a copy of an older one, so newer operations of our own may be out there. Nothing can be published until
+    /// [`Store::confirm`].
+    pub unconfirmed: bool,
 }
 
 /// Why an operation was not stored.
@@ -164,6 +167,12 @@ pub enum StoreError {
         /// The limit.
         limit: usize,
     },
+    /// The store was restored from a backup or copied, and nobody has said yet whether newer operations of this node are out
+    /// there: the next one might take a number that is used. The environment erred; nothing is lost.
+    #[error(
+        "document {0:?} comes from a backup or a copy of this node's directory; connect to a peer once, so that what is newer comes back, then publish"
+    )]
+    Restored(LogId),
     /// The outbox is full. Nothing is lost; wait until a peer is there.
     #[error(
         "{operations} operations ({bytes} bytes) wait for a peer, the queue is full; connect to a peer and try again"
@@ -241,6 +250,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Notes that a peer acknowledged the own operations up to and including `delivered`; never goes back. This write may be
     /// lost by a crash: acknowledgements come again.
     fn set_delivered(&self, log: LogId, delivered: SeqNum) -> StoreFuture<'_, ()>;
+
+    /// Notes that all operations of our own that are out there are here, as far as can be known.
+    fn confirm(&self, log: LogId) -> StoreFuture<'_, ()>;
 
     /// The proofs of forks in a document, by author row, and of these as many as fit into
     /// `limits::FORK_PROOFS_MAX_BYTES`, at least one. `DocumentState::frozen` names all authors.

@@ -8,7 +8,9 @@ mod support;
 
 use std::time::Duration;
 
+use panda_network::PandaError;
 use panda_network::sim::{self, LinkOptions, Sim};
+use panda_network::store::StoreError;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use support::Cluster;
@@ -109,6 +111,36 @@ fn an_operation_travels_down_a_line_of_nodes_that_do_not_see_each_other() {
         }
         cluster.converge(Duration::from_secs(20)).await;
         cluster.assert_everything_arrived_once_in_order();
+    });
+}
+
+#[test]
+fn a_node_restored_from_a_backup_uses_no_sequence_number_again() {
+    sim::run(4, |sim| async move {
+        let link = LinkOptions::new().with_latency(Duration::from_millis(20));
+        let mut cluster = Cluster::start(&sim, 2, link).await;
+        cluster.publish(0, b"in the backup".into()).await;
+        cluster.converge(Duration::from_secs(5)).await;
+        cluster.shut_down(0).await;
+        let backup = cluster.back_up(0);
+        cluster.start_node(0).await;
+        for number in 0..300 {
+            cluster.publish(0, format!("after the backup {number}").into()).await;
+        }
+        cluster.converge(Duration::from_secs(20)).await;
+        cluster.crash(0).await;
+        cluster.restore(0, backup);
+        cluster.network.isolate(cluster.ip(1));
+        cluster.start_node(0).await;
+        let refused = cluster.running(0).document.publish("too early").await;
+        assert!(matches!(refused, Err(PandaError::Store(StoreError::Restored(_)))), "{refused:?}");
+        cluster.network.reconnect(cluster.ip(1));
+        let mut status = cluster.running(0).document.status();
+        status.wait_for(|status| !status.unconfirmed).await.unwrap();
+        cluster.publish(0, b"after what came back".into()).await;
+        cluster.converge(Duration::from_secs(60)).await;
+        cluster.assert_everything_arrived_once_in_order();
+        assert!(cluster.running(1).document.status().borrow().frozen.is_empty());
     });
 }
 

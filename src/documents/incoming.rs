@@ -157,6 +157,7 @@ impl<'a> Reader<'a> {
         }
         if last {
             self.session.state().delivery.on_heads_complete();
+            self.session.note_own().await?;
             self.after_progress();
         }
         Ok(())

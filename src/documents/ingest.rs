@@ -68,6 +68,9 @@ async fn ingest(session: &Session, batch: Vec<Verified>) -> Result<(), SessionEr
     {
         document.store.set_delivered(document.log, *own).await?;
     }
+    if newest.contains_key(&document.node) {
+        session.note_own().await?;
+    }
     session.wake.notify_one();
     Ok(())
 }

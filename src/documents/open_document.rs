@@ -37,6 +37,9 @@ pub struct DocumentStatus {
     pub last_sync_us: Option<u64>,
     /// Authors whose log is frozen because they signed two operations in one place.
     pub frozen: Vec<PeerId>,
+    /// This node's directory was restored from a backup or copied: nothing can be published until a peer was asked for
+    /// newer operations of our own.
+    pub unconfirmed: bool,
 }
 
 /// What one peer has of our own operations.
@@ -76,6 +79,7 @@ struct Live {
     delivered: Option<SeqNum>,
     peers: BTreeMap<PeerId, Peer>,
     frozen: BTreeSet<PeerId>,
+    unconfirmed: bool,
     last_sync_us: Option<u64>,
 }
 
@@ -136,6 +140,7 @@ impl OpenDocument {
         live.newest = live.newest.max(state.newest);
         live.delivered = live.delivered.max(state.delivered);
         live.frozen.extend(state.frozen);
+        live.unconfirmed = state.unconfirmed;
         let (newest, frozen) = (live.newest, live.frozen.len());
         drop(live);
         self.newest.send_replace(newest);
@@ -282,6 +287,27 @@ impl OpenDocument {
         self.refresh_status();
     }
 
+    /// In a restored store: a peer says that it has `announced` of our own operations. Once as many are here, publishing is
+    /// safe, as far as that peer knows.
+    pub(super) async fn on_own_announced(&self, announced: u64) -> Result<(), StoreError> {
+        let caught_up = u64::from(self.expected(&self.node)) >= announced;
+        if self.live().unconfirmed && caught_up {
+            self.confirm().await?;
+        }
+        Ok(())
+    }
+
+    /// Allows publishing in a restored store without asking a peer, or after one was asked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when that cannot be noted.
+    pub async fn confirm(&self) -> Result<(), StoreError> {
+        self.store.confirm(self.log).await?;
+        self.live().unconfirmed = false;
+        self.refresh_status();
+        Ok(())
+    }
+
     /// A session with a peer opened.
     pub(super) fn on_session_opened(&self, peer: PeerId) {
         self.live().peers.entry(peer).or_default().sessions += 1;
@@ -356,6 +382,7 @@ impl OpenDocument {
             missing: live.peers.values().map(|peer| peer.missing as usize).max().unwrap_or(0),
             last_sync_us: live.last_sync_us,
             frozen: live.frozen.iter().copied().collect(),
+            unconfirmed: live.unconfirmed,
         };
         drop(live);
         self.status.send_if_modified(|current| {
@@ -381,6 +408,7 @@ impl Live {
             delivered: None,
             peers: BTreeMap::new(),
             frozen: BTreeSet::new(),
+            unconfirmed: false,
             last_sync_us: None,
         }
     }

@@ -19,7 +19,7 @@ use super::open_document::OpenDocument;
 use super::{catch_up, incoming, ingest, outgoing};
 use crate::ids::PeerId;
 use crate::operation::SeqNum;
-use crate::store::Position;
+use crate::store::{Position, StoreError};
 use crate::sync::delivery::Delivery;
 use crate::sync::tokens::Token;
 use crate::sync::wire::{DocumentFrame, Refusal};
@@ -103,6 +103,15 @@ impl Session {
 
     pub fn document(&self) -> &OpenDocument {
         &self.key.document
+    }
+
+    /// The peer's heads are known, and something may have come since: a restored store may be complete now.
+    pub async fn note_own(&self) -> Result<(), StoreError> {
+        let own = self.state().delivery.announced_of(&self.document().node);
+        match own {
+            Some(announced) => self.document().on_own_announced(announced).await,
+            None => Ok(()),
+        }
     }
 
     /// Something came from the peer: the document's status says so.

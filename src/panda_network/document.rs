@@ -85,6 +85,16 @@ impl Document {
         self.open.peers()
     }
 
+    /// Allows publishing although this node's directory was restored from a backup or copied and no peer could be asked for
+    /// what is newer. If there is something newer, this node's log forks, and peers will take nothing more of it: do this
+    /// only when no other copy of the document is left.
+    ///
+    /// # Errors
+    /// [`PandaError::Store`] when that cannot be noted.
+    pub async fn confirm_restored(&self) -> Result<(), PandaError> {
+        Ok(self.open.confirm().await?)
+    }
+
     /// The newest operation of each author here.
     pub fn heads(&self) -> Vec<(PeerId, SeqNum)> {
         self.open.heads().0.into_iter().map(|(author, head)| (author, head.seq_num)).collect()

@@ -21,6 +21,8 @@ pub(super) struct Document {
     pub(super) logs: HashMap<PeerId, AuthorLog>,
     /// What no peer has acknowledged yet.
     pub(super) outbox: Outbox,
+    /// Newer operations of our own may be out there.
+    pub(super) unconfirmed: bool,
 }
 
 /// The log of one author in one document.
@@ -75,7 +77,10 @@ impl Document {
         acknowledged: Option<SeqNum>,
     ) -> rusqlite::Result<Option<Self>> {
         let Some(row) = find(connection, log)? else { return Ok(None) };
-        let mut document = Self { row, logs: HashMap::new(), outbox: Outbox::default() };
+        let unconfirmed = connection
+            .prepare_cached("SELECT unconfirmed FROM documents WHERE log = ?1")?
+            .query_row([row], |row| row.get(0))?;
+        let mut document = Self { row, logs: HashMap::new(), outbox: Outbox::default(), unconfirmed };
         let mut statement = connection.prepare_cached(
             "SELECT author, public_key, seq_num, id, frozen, delivered FROM heads JOIN authors USING (author)
              WHERE log = ?1",
@@ -154,6 +159,7 @@ impl Document {
             outbox_operations: self.outbox.operations,
             outbox_bytes: self.outbox.bytes,
             frozen,
+            unconfirmed: self.unconfirmed,
         }
     }
 }

@@ -12,6 +12,7 @@ mod database;
 mod document;
 mod engine;
 mod errors;
+mod instance;
 mod lock;
 mod options;
 mod p2panda;
@@ -86,7 +87,10 @@ impl SqliteStore {
             }
             None => (Location::Memory, None),
         };
-        let connection = location.open_writer(options.durability)?;
+        let mut connection = location.open_writer(options.durability)?;
+        if let Location::File(path) = &location {
+            instance::check(&mut connection, path)?;
+        }
         let engine = Engine::new(
             connection,
             (location.clone(), lock),
@@ -191,6 +195,10 @@ impl Store for SqliteStore {
 
     fn set_delivered(&self, log: LogId, delivered: SeqNum) -> StoreFuture<'_, ()> {
         Box::pin(self.write(0, move |engine| engine.set_delivered(log, delivered)))
+    }
+
+    fn confirm(&self, log: LogId) -> StoreFuture<'_, ()> {
+        Box::pin(self.write(0, move |engine| engine.confirm(log)))
     }
 
     fn fork_proofs(&self, log: LogId) -> StoreFuture<'_, Vec<ForkProof>> {

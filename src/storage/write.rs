@@ -47,6 +47,9 @@ impl Engine {
         self.with_document(log, |engine, document| {
             check_payload(payload.len())?;
             engine.check_outbox(document, payload.len())?;
+            if document.unconfirmed {
+                return Err(StoreError::Restored(log).into());
+            }
             let own = document.logs.get(&engine.identity.peer_id());
             if own.is_some_and(|own| own.frozen) {
                 return Err(StoreError::OwnLogFrozen(log).into());
@@ -89,6 +92,17 @@ impl Engine {
             document.outbox.operations = document.outbox.operations.saturating_sub(operations);
             document.outbox.bytes = document.outbox.bytes.saturating_sub(bytes);
             engine.note_acknowledged(log, delivered);
+            Ok(())
+        })
+    }
+
+    pub(super) fn confirm(&mut self, log: LogId) -> Outcome<()> {
+        self.with_document(log, |engine, document| {
+            engine
+                .connection
+                .prepare_cached("UPDATE documents SET unconfirmed = 0 WHERE log = ?1")?
+                .execute([document.row])?;
+            document.unconfirmed = false;
             Ok(())
         })
     }

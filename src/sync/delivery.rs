@@ -184,6 +184,11 @@ impl Delivery {
         self.authors.iter().map(|(author, state)| (author, state.announced))
     }
 
+    /// How many operations of one author the peer says there are, `None` before its heads are complete.
+    pub fn announced_of(&self, author: &PeerId) -> Option<u64> {
+        self.started.then(|| self.authors.get(author).map_or(0, |author| author.announced))
+    }
+
     /// Operations that are here and that the peer has not acknowledged.
     pub fn unacknowledged(&self) -> u64 {
         let open = self.authors.values().filter(|author| author.lane != Lane::Closed);

@@ -94,6 +94,21 @@ impl Cluster {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
+    /// Copies what a node that does not run has on disk.
+    pub fn back_up(&self, index: usize) -> TempDir {
+        let backup = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(self.nodes[index].directory.path()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), backup.path().join(file.file_name())).unwrap();
+        }
+        backup
+    }
+
+    /// Puts a backup in place of what a node that does not run has on disk.
+    pub fn restore(&mut self, index: usize, backup: TempDir) {
+        self.nodes[index].directory = backup;
+    }
+
     /// Publishes at a node, if it runs; what resolved is remembered.
     pub async fn publish(&mut self, index: usize, payload: Vec<u8>) {
         let Some(running) = &self.nodes[index].running else { return };

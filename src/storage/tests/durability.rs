@@ -68,6 +68,8 @@ async fn after_a_crash_everything_that_returned_is_there() {
     let copy = crash(directory.path());
     std::mem::forget(store);
     let store = open(copy.path());
+    assert!(state(&store, 1).await.unconfirmed, "the test copies what the crash left, and that is noticed");
+    store.confirm(log).await.unwrap();
     assert_eq!(seen(&store).await, before);
     let next = publish(&store, log, "next").await.unwrap();
     assert_eq!(next.operation.seq_num(), 5);
@@ -242,4 +244,26 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
+}
+
+#[tokio::test]
+async fn a_copied_store_publishes_nothing_until_it_is_confirmed() {
+    let (directory, store, log) = on_disk().await;
+    publish(&store, log, "in the backup").await.unwrap();
+    store.close().await.unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(directory.path().join("panda.sqlite"), copy.path().join("panda.sqlite")).unwrap();
+    for _ in 0..2 {
+        let restored = open(copy.path());
+        assert!(state(&restored, 1).await.unconfirmed, "starting again does not help");
+        let refused = publish(&restored, log, "which number would it get?").await;
+        assert!(matches!(refused, Err(StoreError::Restored(_))), "{refused:?}");
+        restored.close().await.unwrap();
+    }
+    let restored = open(copy.path());
+    state(&restored, 1).await;
+    restored.confirm(log).await.unwrap();
+    assert_eq!(publish(&restored, log, "the next").await.unwrap().operation.seq_num(), 1);
+    let original = open(directory.path());
+    assert!(!state(&original, 1).await.unconfirmed, "the original is where it was");
 }
