@@ -41,8 +41,21 @@ impl fmt::Debug for ShortId {
 }
 
 /// The Ed25519 public key of a node (32 bytes). It signs operations and authenticates TLS.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerId(VerifyingKey);
+
+impl Ord for PeerId {
+    /// By bytes. That is the order of `VerifyingKey`, too, which writes both keys out in hexadecimal to find it.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl PartialOrd for PeerId {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl PeerId {
     /// Reads a key of 32 bytes.
@@ -244,6 +257,7 @@ impl fmt::Debug for OperationId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Identity;
 
     #[test]
     fn a_log_line_never_shows_an_identifier() {
@@ -260,6 +274,14 @@ mod tests {
         let (a, b) = (DocumentKey::from_bytes([1; 32]), DocumentKey::from_bytes([2; 32]));
         assert_ne!(a.topic(&one), a.topic(&two));
         assert_ne!(a.topic(&one), b.topic(&one));
+    }
+
+    #[test]
+    fn peers_are_in_the_order_of_their_keys() {
+        let mut peers: Vec<_> = (1..=32).map(|seed| Identity::from_seed(&[seed; 32]).peer_id()).collect();
+        peers.sort();
+        assert!(peers.is_sorted_by_key(|peer| *peer.verifying_key()));
+        assert!(peers.is_sorted_by_key(|peer| peer.to_string()));
     }
 
     #[test]
