@@ -250,6 +250,7 @@ impl fmt::Debug for OperationId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Identity;
 
     #[test]
     fn a_log_line_never_shows_an_identifier() {
@@ -266,6 +267,14 @@ mod tests {
         let (a, b) = (DocumentKey::from_bytes([1; 32]), DocumentKey::from_bytes([2; 32]));
         assert_ne!(a.topic(&one), a.topic(&two));
         assert_ne!(a.topic(&one), b.topic(&one));
+    }
+
+    #[test]
+    fn peers_are_in_the_order_of_their_keys() {
+        let mut peers: Vec<_> = (1..=32).map(|seed| Identity::from_seed(&[seed; 32]).peer_id()).collect();
+        peers.sort();
+        assert!(peers.is_sorted_by_key(|peer| peer.verifying_key()));
+        assert!(peers.is_sorted_by_key(|peer| peer.to_string()));
     }
 
     #[test]

@@ -50,6 +50,7 @@
 //! - `sim`: the simulated network, a test harness.
 //! - `cli`: what the binary `panda` needs.
 
+#![forbid(unsafe_code)]
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -51,9 +51,12 @@ impl std::fmt::Debug for Operation {
 impl Operation {
     /// Signs `payload` as the operation that follows `head` in the author's log.
     ///
+    /// Hidden, and public for the benchmarks alone: whoever signs past the store's writer, which knows the head, forks its log.
+    ///
     /// # Errors
     /// [`OperationError::PayloadTooLarge`] over the limit; [`OperationError::Invalid`] when the log is full (2³² operations).
-    pub(crate) fn sign(
+    #[doc(hidden)]
+    pub fn sign(
         identity: &Identity,
         log: LogId,
         head: Option<Head>,
@@ -241,16 +244,21 @@ fn payload_hash(header: &[u8]) -> Option<Hash> {
     Hash::try_from(decoder.bytes().ok()?).ok()
 }
 
-/// `[1, payload]` in canonical CBOR.
-fn seal_envelope(payload: &[u8]) -> Bytes {
+/// `[1, payload]` in canonical CBOR. Hidden, and public for the benchmarks alone.
+#[doc(hidden)]
+pub fn seal_envelope(payload: &[u8]) -> Bytes {
     let mut encoder = minicbor::Encoder::new(Vec::with_capacity(payload.len() + ENVELOPE_OVERHEAD_MAX_BYTES));
     // Writing to a Vec cannot fail.
     let _ = encoder.array(2).and_then(|e| e.u64(ENVELOPE_VERSION)).and_then(|e| e.bytes(payload));
     encoder.into_writer().into()
 }
 
-/// Where the payload starts in an envelope; it always ends with the envelope.
-fn open_envelope(body: &[u8]) -> Result<usize, OperationError> {
+/// Where the payload starts in an envelope; it always ends with the envelope. Hidden, and public for the benchmarks alone.
+///
+/// # Errors
+/// [`OperationError::Envelope`] when it is not one.
+#[doc(hidden)]
+pub fn open_envelope(body: &[u8]) -> Result<usize, OperationError> {
     let mut decoder = minicbor::Decoder::new(body);
     if !matches!(decoder.array(), Ok(Some(2))) {
         return Err(OperationError::Envelope("expected an array of two"));

@@ -1,5 +1,7 @@
 //! `panda`: Panda Network on the command line. One file or folder per subcommand.
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod child;
 mod demo;
