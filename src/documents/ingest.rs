@@ -9,7 +9,7 @@ use super::error::SessionError;
 use super::incoming::{claimed_author, newest_per_author};
 use super::session::Session;
 use crate::ids::PeerId;
-use crate::limits::NACKS_PER_SESSION;
+use crate::limits::{DOCUMENT_MAX_AUTHORS, NACKS_PER_SESSION};
 use crate::operation::{Operation, SeqNum};
 use crate::store::{Refused, RefusedReason};
 use crate::sync::wire::Refusal;
@@ -53,6 +53,9 @@ async fn ingest(session: &Session, batch: Vec<Verified>) -> Result<(), SessionEr
         session.state().delivery.on_peer_has(*author, *seq_num);
     }
     let ingested = document.store.ingest(document.log, operations).await?;
+    for author in newest.keys() {
+        session.state().delivery.on_stored(*author, document.expected(author));
+    }
     let metrics = &session.context.metrics;
     metrics.received.increment(ingested.stored.len() as u64);
     metrics.duplicates.increment(ingested.duplicates as u64);
@@ -114,6 +117,9 @@ fn refuse(
     session.context.metrics.refused.increment(1);
     let mut state = session.state();
     state.refusals.insert(author, (message_id, expected, refusal));
+    if state.refusals.len() > DOCUMENT_MAX_AUTHORS {
+        return Err(SessionError::Misbehaved("it does not read what is refused"));
+    }
     match refusal {
         Refusal::Closed => return Ok(()),
         Refusal::Gap | Refusal::Damaged => state.asked_again.insert(author, expected),

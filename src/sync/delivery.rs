@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use super::wire::Refusal;
 use crate::ids::PeerId;
-use crate::limits::{CHUNK_BYTES, NACKS_PER_SESSION, PAGE_MAX_OPERATIONS};
+use crate::limits::{CHUNK_BYTES, NACKS_PER_SESSION, PAGE_MAX_OPERATIONS, SESSION_MAX_AUTHORS};
 use crate::operation::{Operation, SeqNum};
 use crate::store::Heads;
 
@@ -81,7 +81,11 @@ impl Delivery {
     }
 
     /// The peer has this author's operations up to and including `seq_num`: by its heads, or because it sent them to us.
+    /// Forgotten when it speaks of too many authors: it may then be sent what it has.
     pub fn on_peer_has(&mut self, author: PeerId, seq_num: SeqNum) {
+        if self.authors.len() >= SESSION_MAX_AUTHORS && !self.authors.contains_key(&author) {
+            return;
+        }
         let author = self.author(author);
         author.announced = author.announced.max(count(seq_num));
         author.acknowledged = author.acknowledged.max(count(seq_num));
@@ -95,11 +99,16 @@ impl Delivery {
         self.authors.values_mut().for_each(Author::choose_lane);
     }
 
-    /// The peer acknowledged an author's operations up to and including `seq_num`. True when that is news.
+    /// The peer acknowledged an author's operations up to and including `seq_num`. True when that is news; never for an
+    /// author of whom nothing was sent.
     pub fn on_acknowledged(&mut self, author: PeerId, seq_num: SeqNum) -> bool {
-        let news = self.author(author).acknowledged < count(seq_num);
-        if news {
+        let Some(state) = self.authors.get(&author) else { return false };
+        let news = state.acknowledged < count(seq_num);
+        // Acknowledging again what was refused since is no progress.
+        if state.announced < count(seq_num) {
             self.refusals = 0;
+        }
+        if news {
             self.on_peer_has(author, seq_num);
         }
         news
@@ -108,16 +117,25 @@ impl Delivery {
     /// The peer refused an operation and wants `expected` next. False when it refused too often without any progress.
     pub fn on_refused(&mut self, author: PeerId, expected: SeqNum, refusal: Refusal) -> bool {
         self.refusals += 1;
-        let author = self.author(author);
-        match refusal {
-            Refusal::Closed => author.lane = Lane::Closed,
-            Refusal::Gap | Refusal::Damaged => {
+        match (refusal, self.authors.get_mut(&author)) {
+            // Nothing of this author was sent.
+            (_, None) => {}
+            (Refusal::Closed, Some(author)) => author.lane = Lane::Closed,
+            (Refusal::Gap | Refusal::Damaged, Some(author)) => {
                 author.sent = author.sent.min(u64::from(expected));
                 author.acknowledged = author.acknowledged.min(author.sent);
                 author.choose_lane();
             }
         }
         refusal == Refusal::Closed || self.refusals <= NACKS_PER_SESSION
+    }
+
+    /// This author's operations are stored here up to but not including `expected`: of what the peer has, that much is not
+    /// missing any more. What goes beyond it is told by [`takes_live`](Self::takes_live).
+    pub fn on_stored(&mut self, author: PeerId, expected: SeqNum) {
+        if let Some(author) = self.authors.get_mut(&author) {
+            author.here = author.here.max(author.announced.min(expected.into()));
+        }
     }
 
     /// Session and store lost step (the session was slower than the cache of recent operations): these are our heads now.
