@@ -6,10 +6,10 @@ use panda_network::sync::wire::{ControlFrame, DocumentFrame, StreamOpen};
 use panda_network::transport::CloseReason;
 use tokio::time::timeout;
 
-use crate::hostile::{Line, Stage, framed, scene};
+use crate::hostile::{Line, Stage, Stream, framed, scene};
 
 /// How many document streams the node opens within a time, each treated in the same way.
-async fn sessions_within(line: &Line, time: Duration, treat: impl AsyncFn(crate::hostile::Stream)) -> usize {
+async fn sessions_within(line: &Line, time: Duration, treat: impl AsyncFn(Stream)) -> usize {
     let mut count = 0;
     let counting = async {
         loop {
@@ -26,7 +26,7 @@ async fn sessions_within(line: &Line, time: Duration, treat: impl AsyncFn(crate:
 
 #[test]
 fn a_node_whose_streams_are_refused_or_broken_tries_again_with_growing_pauses() {
-    let ways: [(&str, fn(&mut crate::hostile::Stream)); 4] = [
+    let ways: [(&str, fn(&mut Stream)); 4] = [
         ("reset", |stream| stream.send.reset(CloseReason::UnknownDocument)),
         ("stopped", |stream| stream.receive.stop(CloseReason::TooBusy)),
         ("finished", |stream| stream.send.finish()),
@@ -43,10 +43,7 @@ fn a_node_whose_streams_are_refused_or_broken_tries_again_with_growing_pauses() 
             // An honest session is possible afterwards.
             let (_, mut stream) = line.accept().await;
             stream.say(&DocumentFrame::Heads { heads: Vec::new(), last: true }).await;
-            let served = async |stream: &mut crate::hostile::Stream| {
-                stream.until(|frame| matches!(frame, DocumentFrame::Heads { last: true, .. }).then_some(())).await;
-            };
-            served(&mut stream).await;
+            stream.until(|frame| matches!(frame, DocumentFrame::Heads { last: true, .. }).then_some(())).await;
             stage
         });
     }
@@ -127,6 +124,32 @@ fn an_acceptor_that_is_left_with_something_unsent_asks_for_the_next_stream() {
         assert_eq!(shares, 1, "the question for another stream");
         stage
     });
+}
+
+#[test]
+fn a_dialler_that_is_asked_before_the_old_stream_has_ended_opens_the_next_one() {
+    for asked in [true, false] {
+        scene(|stage: Stage| async {
+            let mut line = stage.be_dialled().await;
+            let (_, mut stream) = line.accept().await;
+            let theirs = stream.until(|frame| match frame {
+                DocumentFrame::Heads { heads, .. } => Some(heads.clone()),
+                _ => None,
+            });
+            let heads = theirs.await;
+            stream.say(&DocumentFrame::Heads { heads, last: true }).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if asked {
+                line.tell(&ControlFrame::Share(vec![line.ours])).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            stream.send.finish();
+            stream.is_closed(CloseReason::Done).await;
+            let next = timeout(Duration::from_secs(30), line.accept()).await.map(|(open, _)| open).ok();
+            assert_eq!(next, asked.then_some(StreamOpen::Document(line.theirs)));
+            stage
+        });
+    }
 }
 
 #[test]
