@@ -24,9 +24,12 @@ async fn sessions_within(line: &Line, time: Duration, treat: impl AsyncFn(Stream
     count
 }
 
+/// What it is called, and how to do it.
+type Way = (&'static str, fn(&mut Stream));
+
 #[test]
 fn a_node_whose_streams_are_refused_or_broken_tries_again_with_growing_pauses() {
-    let ways: [(&str, fn(&mut Stream)); 4] = [
+    let ways: [Way; 4] = [
         ("reset", |stream| stream.send.reset(CloseReason::UnknownDocument)),
         ("stopped", |stream| stream.receive.stop(CloseReason::TooBusy)),
         ("finished", |stream| stream.send.finish()),
