@@ -293,6 +293,52 @@ mod tests {
         assert_eq!(refused.filter(|forgiven| *forgiven).count(), NACKS_PER_SESSION as usize);
     }
 
+    fn stranger(number: usize) -> PeerId {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&number.to_be_bytes());
+        Identity::from_seed(&seed).peer_id()
+    }
+
+    #[test]
+    fn a_peer_that_names_authors_without_end_is_remembered_a_bounded_number_of_them() {
+        let mut delivery = Delivery::new(&Heads::new());
+        delivery.on_heads_complete();
+        for number in 0..SESSION_MAX_AUTHORS {
+            assert!(!delivery.on_acknowledged(stranger(number), 5));
+            assert!(delivery.on_refused(stranger(number), 5, Refusal::Closed));
+        }
+        assert_eq!(delivery.authors.len(), 0);
+        for number in 0..SESSION_MAX_AUTHORS + 100 {
+            delivery.on_peer_has(stranger(number), 0);
+        }
+        assert_eq!((delivery.authors.len(), delivery.missing()), (SESSION_MAX_AUTHORS, SESSION_MAX_AUTHORS as u64));
+    }
+
+    #[test]
+    fn acknowledging_again_what_was_refused_since_is_no_progress() {
+        let logs = [log_of(1, 1)];
+        let author = logs[0][0].author();
+        let mut delivery = Delivery::new(&heads(&logs, &[1]));
+        delivery.on_heads_complete();
+        let mut rounds = 0;
+        while delivery.on_refused(author, 0, Refusal::Damaged) && rounds < 100 {
+            delivery.on_acknowledged(author, 0);
+            rounds += 1;
+        }
+        assert_eq!(rounds, NACKS_PER_SESSION + 1, "the first was progress");
+    }
+
+    #[test]
+    fn what_was_stored_is_not_missing_any_more() {
+        let author = log_of(1, 1)[0].author();
+        let mut delivery = Delivery::new(&Heads::new());
+        delivery.on_peer_has(author, 6);
+        delivery.on_stored(author, 3);
+        assert_eq!(delivery.missing(), 4);
+        delivery.on_stored(author, 9);
+        assert_eq!((delivery.missing(), delivery.unacknowledged(), delivery.is_catching_up()), (0, 0, false));
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Store(usize),
