@@ -28,6 +28,10 @@ pub const PAGE_MAX_BYTES: usize = 256 * 1024;
 /// Authors of one document. More: operations of further authors are refused.
 pub const DOCUMENT_MAX_AUTHORS: usize = 4096;
 
+/// Authors that one session keeps track of: ours, and those that the peer speaks of. More: what the peer says about
+/// further ones is forgotten.
+pub const SESSION_MAX_AUTHORS: usize = 2 * DOCUMENT_MAX_AUTHORS;
+
 /// Documents that are open at once on one node. More: `open` fails.
 pub const MAX_OPEN_DOCUMENTS: usize = 1024;
 
@@ -76,7 +80,8 @@ pub const EVENTS_QUEUE: usize = 1024;
 /// Largest presence state, in bytes. It rides in one datagram with its signature. Larger: `set` fails.
 pub const PRESENCE_MAX_BYTES: usize = 896;
 
-/// Presence states kept per document. More: further peers' presence is ignored and counted.
+/// Presence states kept per document. More: one that is no longer shown is forgotten; when all are, further peers' presence
+/// is ignored and counted.
 pub const PRESENCE_MAX_PEERS: usize = 256;
 
 /// Addresses in one `PeerAddress`. More: decoding fails.

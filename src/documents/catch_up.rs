@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::error::SessionError;
 use super::outgoing::put_operations;
-use super::session::Session;
+use super::session::{Half, Session};
 use crate::limits::CHUNK_BYTES;
 use crate::operation::Operation;
 use crate::store::StoredOperation;
@@ -19,11 +19,12 @@ pub(super) async fn run(session: Arc<Session>) -> Result<(), SessionError> {
         while !session.state().delivery.has_page() {
             session.wake_catch_up.notified().await;
         }
-        let (mut send, _receive) = session.key.connection.open_bi(Priority::Medium).await?;
-        let result = send_pages(&session, &mut send).await;
+        let (send, _receive) = session.key.connection.open_bi(Priority::Medium).await?;
+        let mut send = Half::new(&session, send, |send, reason| send.reset(reason));
+        let result = send_pages(&session, &mut send.half).await;
         match &result {
-            Ok(()) => send.finish(),
-            Err(error) => send.reset(error.close_reason()),
+            Ok(()) => send.half.finish(),
+            Err(error) => send.half.reset(error.close_reason()),
         }
         result?;
     }

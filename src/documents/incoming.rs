@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::context::{Received, Verified};
 use super::error::SessionError;
-use super::session::{CatchUpStreams, Session};
+use super::session::{CatchUpStreams, Half, Session};
 use crate::address::PeerAddress;
 use crate::frame::FrameDecoder;
 use crate::ids::PeerId;
@@ -25,16 +25,20 @@ pub(super) type Batches = mpsc::Sender<Vec<Verified>>;
 /// Reads the document stream to its end, which the peer sets.
 pub(super) async fn run_document_stream(
     session: Arc<Session>,
-    mut receive: Box<dyn RecvHalf>,
+    receive: Box<dyn RecvHalf>,
     batches: Batches,
 ) -> Result<(), SessionError> {
-    let mut reader = Reader::new(&session, batches);
-    let result = reader.read_to_end(&mut receive).await;
-    if let Err(error) = &result {
-        receive.stop(error.close_reason());
+    let mut receive = Half::new(&session, receive, |receive, reason| receive.stop(reason));
+    let mut reader = Reader::new(&session, batches, Carries::Everything);
+    let result = reader.read_to_end(&mut receive.half).await;
+    match &result {
+        Ok(()) => {
+            session.state().peer_finished = true;
+            session.wake.notify_one();
+        }
+        // The other half is not finished as if all were well: it is reset when the session fails.
+        Err(error) => receive.half.stop(error.close_reason()),
     }
-    session.state().peer_finished = true;
-    session.wake.notify_one();
     result
 }
 
@@ -45,20 +49,35 @@ pub(super) async fn run_catch_up_streams(
     batches: Batches,
 ) -> Result<(), SessionError> {
     let mut streams = streams.lock().await;
-    while let Some(mut receive) = streams.recv().await {
-        let mut reader = Reader::new(&session, batches.clone());
-        if let Err(error) = reader.read_to_end(&mut receive).await {
-            receive.stop(error.close_reason());
-            return Err(error);
+    while let Some(receive) = streams.recv().await {
+        let mut receive = Half::new(&session, receive, |receive, reason| receive.stop(reason));
+        let mut reader = Reader::new(&session, batches.clone(), Carries::Operations);
+        match reader.read_to_end(&mut receive.half).await {
+            // Given up by the peer, perhaps with an earlier session while it waited here. What was on it comes again.
+            Ok(()) | Err(SessionError::Transport(_)) => {}
+            Err(error) => {
+                receive.half.stop(error.close_reason());
+                return Err(error);
+            }
         }
     }
     // The link is gone; the other tasks notice by themselves.
     std::future::pending().await
 }
 
+/// What a stream may bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    /// The document stream.
+    Everything,
+    /// A catch-up stream.
+    Operations,
+}
+
 /// Reads one stream.
 struct Reader<'a> {
     session: &'a Session,
+    carries: Carries,
     batches: Batches,
     large: Option<Large>,
     announced_heads: usize,
@@ -74,8 +93,8 @@ struct Large {
 }
 
 impl<'a> Reader<'a> {
-    fn new(session: &'a Session, batches: Batches) -> Self {
-        Self { session, batches, large: None, announced_heads: 0, announced_peers: 0 }
+    fn new(session: &'a Session, batches: Batches, carries: Carries) -> Self {
+        Self { session, carries, batches, large: None, announced_heads: 0, announced_peers: 0 }
     }
 
     async fn read_to_end(&mut self, receive: &mut Box<dyn RecvHalf>) -> Result<(), SessionError> {
@@ -96,6 +115,11 @@ impl<'a> Reader<'a> {
     async fn on_frame(&mut self, frame: DocumentFrame, received: &mut Vec<Received>) -> Result<(), SessionError> {
         if self.large.is_some() && !matches!(frame, DocumentFrame::Chunk(_)) {
             return Err(SessionError::Misbehaved("a large operation was not continued"));
+        }
+        let operations =
+            matches!(frame, DocumentFrame::Operations { .. } | DocumentFrame::Large { .. } | DocumentFrame::Chunk(_));
+        if self.carries == Carries::Operations && !operations {
+            return Err(SessionError::Misbehaved("something else than operations on a catch-up stream"));
         }
         match frame {
             DocumentFrame::Heads { heads, last } => self.on_heads(heads, last).await,

@@ -9,7 +9,7 @@ use super::error::SessionError;
 use super::incoming::{claimed_author, newest_per_author};
 use super::session::Session;
 use crate::ids::PeerId;
-use crate::limits::NACKS_PER_SESSION;
+use crate::limits::{DOCUMENT_MAX_AUTHORS, NACKS_PER_SESSION};
 use crate::operation::{Operation, SeqNum};
 use crate::store::{Refused, RefusedReason};
 use crate::sync::wire::Refusal;
@@ -116,6 +116,9 @@ fn refuse(
     session.context.metrics.refused.increment(1);
     let mut state = session.state();
     state.refusals.insert(author, (message_id, expected, refusal));
+    if state.refusals.len() > DOCUMENT_MAX_AUTHORS {
+        return Err(SessionError::Misbehaved("it does not read what is refused"));
+    }
     match refusal {
         Refusal::Closed => return Ok(()),
         Refusal::Gap | Refusal::Damaged => state.asked_again.insert(author, expected),

@@ -37,6 +37,8 @@ const STREAM_QUEUE: usize = 4;
 const CONTROL_QUEUE: usize = 64;
 /// Wait after a session failed before the next one, doubled up to 64 times this.
 const SESSION_RETRY: Duration = Duration::from_millis(500);
+/// A session that lasted this long was a good one: the next wait is the shortest.
+const SESSION_STABLE: Duration = Duration::from_secs(60);
 
 /// How the link's tasks reach the sessions of one document.
 #[derive(Debug, Clone)]
@@ -286,15 +288,20 @@ async fn route(link: &Link, mut send: Box<dyn SendHalf>, mut receive: Box<dyn Re
     match opened {
         Ok(StreamOpen::Document(token)) => match link.shared(&token) {
             Some(shared) => {
-                // Full: a session is under way and others wait; the peer sees the stream refused and tries again.
-                let _ = shared.streams.try_send((send, receive));
+                // Full: a session is under way and others wait; the peer tries again.
+                if let Err(full) = shared.streams.try_send((send, receive)) {
+                    let (mut send, mut receive) = full.into_inner();
+                    refuse(&mut send, &mut receive, CloseReason::TooBusy);
+                }
             }
             None => refuse(&mut send, &mut receive, CloseReason::UnknownDocument),
         },
         Ok(StreamOpen::CatchUp(token)) => match link.shared(&token) {
             Some(shared) => {
                 send.finish();
-                let _ = shared.catch_up.try_send(receive);
+                if let Err(full) = shared.catch_up.try_send(receive) {
+                    full.into_inner().stop(CloseReason::TooBusy);
+                }
             }
             None => refuse(&mut send, &mut receive, CloseReason::UnknownDocument),
         },
@@ -373,6 +380,8 @@ async fn follow_documents(link: Arc<Link>) -> Result<(), SessionError> {
 struct Followed {
     document: Arc<OpenDocument>,
     shared: watch::Receiver<u64>,
+    /// The peer's `Share`s that were answered with a stream: another one asks for another stream.
+    answered: u64,
     streams: mpsc::Receiver<BiStream>,
     catch_up: CatchUpStreams,
 }
@@ -385,6 +394,7 @@ fn add_document(link: &Link, token: Token, document: Arc<OpenDocument>) -> Follo
     let followed = Followed {
         document: Arc::clone(&document),
         shared: shared.subscribe(),
+        answered: 0,
         streams: streams_receiver,
         catch_up: Arc::new(AsyncMutex::new(catch_up_receiver)),
     };
@@ -403,28 +413,47 @@ async fn follow_document(link: Arc<Link>, mut followed: Followed) -> Result<(), 
         heard: Arc::clone(&link.heard),
         dialled: link.role == Role::Dialler,
     };
-    let (mut asleep_at, mut failures) = (None, 0);
-    while let Some(stream) = next_stream(&link, &mut followed, asleep_at, key.token).await? {
+    let (mut asleep_at, mut failures, mut first) = (None, 0, true);
+    while let Some(stream) = next_stream(&link, &mut followed, asleep_at, (key.token, first)).await? {
+        first = false;
+        let started = Instant::now();
         let context = Arc::clone(&link.registry.context);
         let session = Session::run(key.clone(), context, stream, Arc::clone(&followed.catch_up));
         let ended = tokio::select! {
             biased;
-            ended = session => ended,
-            () = until_unshared(&mut followed.shared) => Ok(None),
+            ended = session => Some(ended),
+            () = until_unshared(&mut followed.shared) => None,
         };
-        match ended {
-            Ok(asleep) => (asleep_at, failures) = (asleep, 0),
-            Err(error) => {
-                tracing::debug!(peer = %link.peer.short(), document = %document.log.short(), %error, "session ended");
-                if error.is_peers_fault() {
-                    link.on_protocol_error()?;
-                }
-                tokio::time::sleep(SESSION_RETRY * 2u32.pow(failures)).await;
-                (asleep_at, failures) = (None, (failures + 1).min(6));
-            }
+        if started.elapsed() >= SESSION_STABLE {
+            failures = 0;
         }
+        asleep_at = match ended {
+            // The next `Share` starts over.
+            None => None,
+            Some(Ok(Some(position))) => {
+                failures = 0;
+                Some(position)
+            }
+            Some(unsettled) => {
+                note_end(&link, &document, unsettled)?;
+                tokio::time::sleep(SESSION_RETRY * 2u32.pow(failures)).await;
+                failures = (failures + 1).min(6);
+                None
+            }
+        };
     }
     Ok(())
+}
+
+/// A session failed, or the peer ended it although something was left to say.
+fn note_end(
+    link: &Link,
+    document: &OpenDocument,
+    ended: Result<Option<Position>, SessionError>,
+) -> Result<(), SessionError> {
+    let Err(error) = ended else { return Ok(()) };
+    tracing::debug!(peer = %link.peer.short(), document = %document.log.short(), %error, "session ended");
+    if error.is_peers_fault() { link.on_protocol_error() } else { Ok(()) }
 }
 
 async fn until_unshared(shared: &mut watch::Receiver<u64>) {
@@ -436,20 +465,25 @@ async fn until_unshared(shared: &mut watch::Receiver<u64>) {
 ///
 /// After a session that ended for idleness with everything up to `asleep_at` acknowledged, there has to be news first:
 /// the dialler opens the stream on an operation, a presence state or the peer's `Share`; the acceptor asks with a `Share`.
+/// The acceptor also asks when a session ended otherwise: for the dialler it may have ended for idleness. A `Share` that the
+/// dialler reads before the end of the session before is kept in mind. Before the `first` session the document was shared.
 async fn next_stream(
     link: &Link,
     followed: &mut Followed,
     asleep_at: Option<Position>,
-    token: Token,
+    (token, first): (Token, bool),
 ) -> Result<Option<BiStream>, SessionError> {
     let (mut newest, mut presence) = (followed.document.watch_newest(), followed.document.presence.watch());
     let mut news = asleep_at.is_none_or(|position| *newest.borrow_and_update() > position);
-    let shared_before = *followed.shared.borrow_and_update();
-    let mut asked = asleep_at.is_none();
+    let mut asked = first;
     loop {
         let shared = *followed.shared.borrow_and_update();
+        if shared == 0 {
+            followed.answered = 0;
+        }
         match link.role {
-            Role::Dialler if shared > 0 && (news || shared != shared_before) => {
+            Role::Dialler if shared > 0 && (news || shared != followed.answered) => {
+                followed.answered = shared;
                 let stream = open(&*link.connection, StreamOpen::Document(token), Priority::High).await?;
                 return Ok(Some(stream));
             }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::error::SessionError;
 use super::open_document::Recent;
-use super::session::Session;
+use super::session::{Half, Session};
 use crate::address::PeerAddress;
 use crate::ids::PeerId;
 use crate::limits::{
@@ -19,11 +19,12 @@ use crate::sync::wire::DocumentFrame;
 use crate::transport::SendHalf;
 
 /// Runs until the stream is idle (only the dialler ends it then), the peer ended its half, or something fails.
-pub(super) async fn run(session: Arc<Session>, mut send: Box<dyn SendHalf>) -> Result<(), SessionError> {
-    let result = speak(&session, &mut send).await;
+pub(super) async fn run(session: Arc<Session>, send: Box<dyn SendHalf>) -> Result<(), SessionError> {
+    let mut send = Half::new(&session, send, |send, reason| send.reset(reason));
+    let result = speak(&session, &mut send.half).await;
     match &result {
-        Ok(()) => send.finish(),
-        Err(error) => send.reset(error.close_reason()),
+        Ok(()) => send.half.finish(),
+        Err(error) => send.half.reset(error.close_reason()),
     }
     result
 }

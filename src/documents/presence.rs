@@ -110,6 +110,12 @@ impl Entry {
     }
 }
 
+/// The peer whose state is not shown for longest; those that left come before those that only expired.
+fn longest_gone(entries: &BTreeMap<PeerId, Entry>, now: Instant) -> Option<PeerId> {
+    let gone = entries.iter().filter(|(_, entry)| !entry.is_shown(now));
+    gone.min_by_key(|(_, entry)| entry.expires).map(|(peer, _)| *peer)
+}
+
 /// All presence states of one document.
 #[derive(Debug)]
 pub(super) struct PresenceBoard {
@@ -159,22 +165,24 @@ impl PresenceBoard {
     pub fn receive(&self, log: LogId, presence: SignedPresence, now: Instant) -> bool {
         let is_news = |entries: &BTreeMap<PeerId, Entry>| match entries.get(&presence.peer) {
             Some(entry) => entry.presence.counter < presence.counter,
-            None => entries.len() < PRESENCE_MAX_PEERS || entries.values().any(|entry| !entry.is_shown(now)),
+            None => entries.len() < PRESENCE_MAX_PEERS || longest_gone(entries, now).is_some(),
         };
         if !is_news(&self.entries()) || !presence.is_genuine(log) {
             return false;
         }
-        self.make_room(now);
+        self.make_room(presence.peer, now);
         self.insert(presence, now);
         true
     }
 
-    /// When the board is full, whoever is not shown any more makes room.
-    fn make_room(&self, now: Instant) {
+    /// Forgets whoever is gone for longest when there are too many for one more.
+    fn make_room(&self, peer: PeerId, now: Instant) {
         let mut entries = self.entries();
-        if entries.len() >= PRESENCE_MAX_PEERS {
-            let gone = entries.iter().find(|(_, entry)| !entry.is_shown(now)).map(|(peer, _)| *peer);
-            gone.and_then(|peer| entries.remove(&peer));
+        if entries.len() >= PRESENCE_MAX_PEERS
+            && !entries.contains_key(&peer)
+            && let Some(gone) = longest_gone(&entries, now)
+        {
+            entries.remove(&gone);
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 use tokio::task::JoinSet;
@@ -23,7 +23,7 @@ use crate::store::{Position, StoreError};
 use crate::sync::delivery::Delivery;
 use crate::sync::tokens::Token;
 use crate::sync::wire::{DocumentFrame, Refusal};
-use crate::transport::{BiStream, Connection, RecvHalf};
+use crate::transport::{BiStream, CloseReason, Connection, RecvHalf};
 
 /// Batches of verified operations between `incoming` and `ingest`. Full: the reader waits, and with it the peer.
 const INGEST_QUEUE: usize = 4;
@@ -54,6 +54,8 @@ pub(super) struct Session {
     pub wake: Notify,
     /// Wakes `catch_up`.
     pub wake_catch_up: Notify,
+    /// Why it failed, for the halves of its streams that are still open then.
+    failed: OnceLock<CloseReason>,
     state: Mutex<SessionState>,
 }
 
@@ -94,7 +96,8 @@ impl Session {
             last_activity: Instant::now(),
             next_message_id: 0,
         };
-        Self { key, context, wake: Notify::new(), wake_catch_up: Notify::new(), state: Mutex::new(state) }
+        let (wake, wake_catch_up) = (Notify::new(), Notify::new());
+        Self { key, context, wake, wake_catch_up, failed: OnceLock::new(), state: Mutex::new(state) }
     }
 
     pub fn state(&self) -> MutexGuard<'_, SessionState> {
@@ -150,11 +153,18 @@ impl Session {
                     let state = session.state();
                     return Ok((state.delivery.unacknowledged() == 0).then_some(state.position));
                 }
-                Some(Ok(result)) => result?,
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(error))) => return Err(session.fail(error)),
                 // A task panicked: the session is over, the node goes on.
-                Some(Err(_)) => return Err(SessionError::Misbehaved("a session task ended abnormally")),
+                Some(Err(_)) => return Err(session.fail(SessionError::Misbehaved("a session task ended abnormally"))),
             }
         }
+    }
+
+    /// Leaves word of the reason for the tasks that are about to be dropped, and with them their halves.
+    fn fail(&self, error: SessionError) -> SessionError {
+        let _ = self.failed.set(error.close_reason());
+        error
     }
 }
 
@@ -174,6 +184,28 @@ impl SessionState {
         }
         for (author, (message_id, expected, refusal)) in std::mem::take(&mut self.refusals) {
             DocumentFrame::Refuse { message_id, author, expected, refusal }.encode(out);
+        }
+    }
+}
+
+/// A half of one of the session's streams. When the session fails while it is open, the peer is told why.
+#[derive(Debug)]
+pub(super) struct Half<H> {
+    pub half: H,
+    session: Arc<Session>,
+    end: fn(&mut H, CloseReason),
+}
+
+impl<H> Half<H> {
+    pub fn new(session: &Arc<Session>, half: H, end: fn(&mut H, CloseReason)) -> Self {
+        Self { half, session: Arc::clone(session), end }
+    }
+}
+
+impl<H> Drop for Half<H> {
+    fn drop(&mut self) {
+        if let Some(reason) = self.session.failed.get() {
+            (self.end)(&mut self.half, *reason);
         }
     }
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use super::wire::Refusal;
 use crate::ids::PeerId;
-use crate::limits::{CHUNK_BYTES, NACKS_PER_SESSION, PAGE_MAX_OPERATIONS};
+use crate::limits::{CHUNK_BYTES, NACKS_PER_SESSION, PAGE_MAX_OPERATIONS, SESSION_MAX_AUTHORS};
 use crate::operation::{Operation, SeqNum};
 use crate::store::Heads;
 
@@ -81,7 +81,11 @@ impl Delivery {
     }
 
     /// The peer has this author's operations up to and including `seq_num`: by its heads, or because it sent them to us.
+    /// Forgotten when it speaks of too many authors: it may then be sent what it has.
     pub fn on_peer_has(&mut self, author: PeerId, seq_num: SeqNum) {
+        if self.authors.len() >= SESSION_MAX_AUTHORS && !self.authors.contains_key(&author) {
+            return;
+        }
         let author = self.author(author);
         author.announced = author.announced.max(count(seq_num));
         author.acknowledged = author.acknowledged.max(count(seq_num));
@@ -95,11 +99,16 @@ impl Delivery {
         self.authors.values_mut().for_each(Author::choose_lane);
     }
 
-    /// The peer acknowledged an author's operations up to and including `seq_num`. True when that is news.
+    /// The peer acknowledged an author's operations up to and including `seq_num`. True when that is news; never for an
+    /// author of whom nothing was sent.
     pub fn on_acknowledged(&mut self, author: PeerId, seq_num: SeqNum) -> bool {
-        let news = self.author(author).acknowledged < count(seq_num);
-        if news {
+        let Some(state) = self.authors.get(&author) else { return false };
+        let news = state.acknowledged < count(seq_num);
+        // Acknowledging again what was refused since is no progress.
+        if state.announced < count(seq_num) {
             self.refusals = 0;
+        }
+        if news {
             self.on_peer_has(author, seq_num);
         }
         news
@@ -108,10 +117,11 @@ impl Delivery {
     /// The peer refused an operation and wants `expected` next. False when it refused too often without any progress.
     pub fn on_refused(&mut self, author: PeerId, expected: SeqNum, refusal: Refusal) -> bool {
         self.refusals += 1;
-        let author = self.author(author);
-        match refusal {
-            Refusal::Closed => author.lane = Lane::Closed,
-            Refusal::Gap | Refusal::Damaged => {
+        match (refusal, self.authors.get_mut(&author)) {
+            // Nothing of this author was sent.
+            (_, None) => {}
+            (Refusal::Closed, Some(author)) => author.lane = Lane::Closed,
+            (Refusal::Gap | Refusal::Damaged, Some(author)) => {
                 author.sent = author.sent.min(u64::from(expected));
                 author.acknowledged = author.acknowledged.min(author.sent);
                 author.choose_lane();
@@ -278,6 +288,41 @@ mod tests {
         delivery.on_heads_complete();
         let refused = (0..=NACKS_PER_SESSION).map(|_| delivery.on_refused(author, 0, Refusal::Damaged));
         assert_eq!(refused.filter(|forgiven| *forgiven).count(), NACKS_PER_SESSION as usize);
+    }
+
+    fn stranger(number: usize) -> PeerId {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&number.to_be_bytes());
+        Identity::from_seed(&seed).peer_id()
+    }
+
+    #[test]
+    fn a_peer_that_names_authors_without_end_is_remembered_a_bounded_number_of_them() {
+        let mut delivery = Delivery::new(&Heads::new());
+        delivery.on_heads_complete();
+        for number in 0..SESSION_MAX_AUTHORS {
+            assert!(!delivery.on_acknowledged(stranger(number), 5));
+            assert!(delivery.on_refused(stranger(number), 5, Refusal::Closed));
+        }
+        assert_eq!(delivery.authors.len(), 0);
+        for number in 0..SESSION_MAX_AUTHORS + 100 {
+            delivery.on_peer_has(stranger(number), 0);
+        }
+        assert_eq!(delivery.authors.len(), SESSION_MAX_AUTHORS);
+    }
+
+    #[test]
+    fn acknowledging_again_what_was_refused_since_is_no_progress() {
+        let logs = [log_of(1, 1)];
+        let author = logs[0][0].author();
+        let mut delivery = Delivery::new(&heads(&logs, &[1]));
+        delivery.on_heads_complete();
+        let mut rounds = 0;
+        while delivery.on_refused(author, 0, Refusal::Damaged) && rounds < 100 {
+            delivery.on_acknowledged(author, 0);
+            rounds += 1;
+        }
+        assert_eq!(rounds, NACKS_PER_SESSION + 1, "the first was progress");
     }
 
     #[derive(Debug, Clone)]

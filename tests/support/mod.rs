@@ -32,7 +32,7 @@ pub struct Running {
 pub struct Cluster {
     pub network: SimNetwork,
     pub nodes: Vec<SimNode>,
-    ticket: Option<DocumentTicket>,
+    pub ticket: Option<DocumentTicket>,
     /// Everything whose publish resolved: author and payload.
     pub acknowledged: Vec<(PeerId, Vec<u8>)>,
 }

@@ -1,0 +1,107 @@
+//! One function per decoder of bytes from strangers: none may panic, and what decodes must survive being encoded again.
+//!
+//! Shared by the libFuzzer targets in `fuzz_targets/` and by `tests/decoders.rs`, which runs them on mutated samples
+//! without a fuzzer. Each returns whether its input was taken.
+
+use bytes::Bytes;
+use panda_network::frame::FrameDecoder;
+use panda_network::ids::LogId;
+use panda_network::limits::FRAME_MAX_BYTES;
+use panda_network::sync::wire::{ControlFrame, DocumentFrame, StreamOpen};
+use panda_network::{DocumentTicket, Operation, PeerAddress};
+
+/// Bytes of length before every frame.
+const PREFIX_BYTES: usize = 4;
+
+/// The document that operations are decoded for.
+pub const LOG: [u8; 32] = [9; 32];
+
+/// Cuts the stream after the first byte into chunks as long as that byte says. True when it is frames to its end.
+pub fn frames(data: &[u8]) -> bool {
+    let Some((&chunk, stream)) = data.split_first() else { return false };
+    let (mut decoder, mut again) = (FrameDecoder::new(), Vec::new());
+    for chunk in stream.chunks(usize::from(chunk).max(1)) {
+        decoder.push(Bytes::copy_from_slice(chunk));
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    assert!((1..=FRAME_MAX_BYTES).contains(&frame.len()));
+                    again.extend_from_slice(&(frame.len() as u32).to_be_bytes());
+                    again.extend_from_slice(&frame);
+                }
+                Ok(None) => break,
+                Err(_) => return false,
+            }
+        }
+        let wanted = decoder.missing();
+        assert!((1..=PREFIX_BYTES + FRAME_MAX_BYTES).contains(&wanted));
+    }
+    assert!(stream.starts_with(&again), "frames are what the stream says");
+    assert_eq!(decoder.finish().is_ok(), again.len() == stream.len());
+    decoder.finish().is_ok()
+}
+
+/// The content of a first frame.
+pub fn stream_open(data: &[u8]) -> bool {
+    frame_survives(data, StreamOpen::decode, StreamOpen::encode)
+}
+
+/// The content of a frame on the control stream.
+pub fn control_frame(data: &[u8]) -> bool {
+    frame_survives(data, ControlFrame::decode, ControlFrame::encode)
+}
+
+/// The content of a frame on a document or catch-up stream.
+pub fn document_frame(data: &[u8]) -> bool {
+    frame_survives(data, DocumentFrame::decode, DocumentFrame::encode)
+}
+
+/// A ticket: as text, or, after an odd first byte, as the bytes that the text stands for, with the checksum that fits.
+pub fn ticket(data: &[u8]) -> bool {
+    let text = match data.split_first() {
+        Some((first, bytes)) if first % 2 == 1 => {
+            let sum = blake3::hash(bytes);
+            let bytes = [bytes, &sum.as_bytes()[..4]].concat();
+            format!("panda:{}", data_encoding::BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+        }
+        Some((_, text)) => String::from_utf8_lossy(text).into_owned(),
+        None => String::new(),
+    };
+    let Ok(ticket) = text.parse::<DocumentTicket>() else { return false };
+    assert_eq!(ticket.to_string().parse(), Ok(ticket));
+    true
+}
+
+/// An address record.
+pub fn peer_address(data: &[u8]) -> bool {
+    let Ok(address) = PeerAddress::decode(data) else { return false };
+    assert_eq!(PeerAddress::decode(&address.encode()), Ok(address));
+    true
+}
+
+/// An operation: two bytes of length and that much header, then the body.
+pub fn operation(data: &[u8]) -> bool {
+    let Some((length, rest)) = data.split_first_chunk::<2>() else { return false };
+    let header = usize::from(u16::from_be_bytes(*length)).min(rest.len());
+    let (header, body) = rest.split_at(header);
+    let (header, body) = (Bytes::copy_from_slice(header), Bytes::copy_from_slice(body));
+    let Ok(operation) = Operation::decode(LogId::from(LOG), header.clone(), body.clone()) else { return false };
+    assert_eq!((operation.header(), operation.body()), (&header, &body));
+    assert!(body.ends_with(operation.payload()));
+    assert_eq!(Operation::decode(LogId::from(LOG), header, body), Ok(operation));
+    true
+}
+
+fn frame_survives<T: PartialEq + std::fmt::Debug, E: PartialEq + std::fmt::Debug>(
+    data: &[u8],
+    decode: fn(&Bytes) -> Result<T, E>,
+    encode: fn(&T, &mut Vec<u8>),
+) -> bool {
+    // Longer frames are refused before they are decoded.
+    let data = &data[..data.len().min(FRAME_MAX_BYTES)];
+    let Ok(frame) = decode(&Bytes::copy_from_slice(data)) else { return false };
+    let mut again = Vec::new();
+    encode(&frame, &mut again);
+    assert_eq!(decode(&Bytes::from(again).slice(PREFIX_BYTES..)), Ok(frame));
+    true
+}
