@@ -274,8 +274,8 @@ impl Story {
     }
 
     fn check(&self, when: &str) {
-        let ledger = self.ledger();
-        assert!(ledger.problems.is_empty(), "seed {}, {when}:\n{}", self.seed, ledger.problems.join("\n"));
+        let problems = std::mem::take(&mut self.ledger().problems);
+        assert!(problems.is_empty(), "seed {}, {when}:\n{}", self.seed, problems.join("\n"));
     }
 
     fn stand(&self) -> (Heads, Heads) {
