@@ -5,7 +5,11 @@
 
 use std::time::Duration;
 
-use panda_network::{Document, DocumentEvent, Durability, PandaNetwork, PandaNetworkOptions, StartFrom, Subscription};
+use panda_network::store::StoreError;
+use panda_network::{
+    ConnectionState, Document, DocumentEvent, Durability, NetworkError, NetworkInterface, PandaError, PandaNetwork,
+    PandaNetworkOptions, StartFrom, Subscription,
+};
 
 /// A test that waits for longer hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(30);
@@ -41,6 +45,10 @@ async fn read_to_end(events: &mut Subscription) -> usize {
     operations
 }
 
+fn is_closed<T: std::fmt::Debug>(result: Result<T, PandaError>) {
+    assert!(matches!(result, Err(PandaError::Store(StoreError::Closed))), "{result:?}");
+}
+
 async fn publish_many(document: &Document) {
     let mut publishing = tokio::task::JoinSet::new();
     for number in 0..MANY {
@@ -61,6 +69,54 @@ async fn a_second_shutdown_does_nothing_whether_it_comes_later_or_at_once() {
     let again = node(&at_alice).await;
     assert_eq!(again.documents().await.unwrap().len(), 1);
     shut_down(&again).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_after_a_shutdown_say_that_the_node_is_closed() {
+    let (at_alice, at_bob) = (directory(), directory());
+    let (alice, bob) = (node(&at_alice).await, node(&at_bob).await);
+    let document = alice.create().await.unwrap();
+    let ticket = document.ticket().await.unwrap();
+    bob.open(ticket.clone()).await.unwrap();
+    document.publish("before").await.unwrap().delivered_to(1).await;
+    shut_down(&alice).await;
+    is_closed(document.publish("late").await);
+    is_closed(document.ticket().await);
+    is_closed(document.subscribe(StartFrom::Cursor).await);
+    is_closed(alice.create().await);
+    is_closed(alice.open(ticket).await);
+    is_closed(alice.reopen(document.id()).await);
+    is_closed(alice.documents().await);
+    assert_eq!(in_time(alice.process_queued_operations()).await.unwrap(), 0);
+    in_time(alice.set_connected(true)).await;
+    assert_eq!(*alice.connection_state().borrow(), ConnectionState::Offline, "a node that ended does not come back");
+    assert!(alice.connections().is_empty());
+    alice.close(document.id());
+    if let Ok(mut late) = document.subscribe(StartFrom::Start).await {
+        read_to_end(&mut late).await;
+    }
+    shut_down(&bob).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn through_the_port_calls_after_a_shutdown_say_that_the_node_was_shut_down() {
+    let at_alice = directory();
+    let alice = node(&at_alice).await;
+    let document = alice.create().await.unwrap().id();
+    let port: &dyn NetworkInterface = &alice;
+    port.broadcast_operation(document, "before".into()).await.unwrap();
+    let mut stream = port.subscribe_to_operations(document).await.unwrap();
+    let mut state = port.connection_state();
+    shut_down(&alice).await;
+    assert!(in_time(stream.next()).await.is_none());
+    assert!(in_time(stream.next()).await.is_none(), "it stays ended");
+    while in_time(state.changed()).await.is_some() {}
+    assert_eq!(state.current(), ConnectionState::Offline);
+    let late = port.broadcast_operation(document, "late".into()).await;
+    assert!(matches!(late, Err(NetworkError::ShutDown)), "{late:?}");
+    let late = port.subscribe_to_operations(document).await;
+    assert!(matches!(late, Err(NetworkError::ShutDown)), "{:?}", late.err());
+    assert_eq!(port.process_queued_operations().await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ struct Node {
     connections: Connections,
     random: Mutex<ChaCha20Rng>,
     tasks: Mutex<JoinSet<()>>,
+    /// Set once, by the end of the node.
+    ended: AtomicBool,
 }
 
 impl Drop for Node {
@@ -78,6 +81,7 @@ impl Node {
     }
 
     fn stop_tasks(&self) {
+        self.ended.store(true, Ordering::Release);
         // Dropping the set aborts its tasks.
         drop(std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner)));
         self.connections.stop();
@@ -149,7 +153,8 @@ impl PandaNetwork {
             random.next_u64(),
         );
         let (random, tasks) = (Mutex::new(random), Mutex::new(JoinSet::new()));
-        let node = Arc::new(Node { identity, clock, store, transport, documents, connections, random, tasks });
+        let ended = AtomicBool::new(false);
+        let node = Arc::new(Node { identity, clock, store, transport, documents, connections, random, tasks, ended });
         node.documents.set_address(node.address()?);
         let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.spawn(add_learned_peers(node.connections.clone(), learned));
@@ -224,7 +229,7 @@ impl PandaNetwork {
         }
     }
 
-    /// Whether anybody is connected, now and later.
+    /// Whether anybody is connected, now and later; ends with the node.
     pub fn connection_state(&self) -> watch::Receiver<ConnectionState> {
         self.node.connections.watch_state()
     }
