@@ -153,3 +153,17 @@ async fn subscriptions_of_a_closed_document_end_with_all_that_was_there_and_thos
     assert_eq!(again.publish("again").await.unwrap().seq_num() as usize, MANY);
     shut_down(&alice).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_ends_with_its_last_handle_even_when_readers_and_receipts_are_kept() {
+    let at_alice = directory();
+    let alice = node(&at_alice).await;
+    let document = alice.create().await.unwrap();
+    let receipt = document.publish("kept").await.unwrap();
+    let mut events = document.subscribe(StartFrom::Start).await.unwrap();
+    drop((alice, document));
+    let again = node(&at_alice).await;
+    assert_eq!(read_to_end(&mut events).await, 1);
+    assert_eq!(receipt.seq_num(), 0);
+    shut_down(&again).await;
+}

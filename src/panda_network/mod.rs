@@ -45,7 +45,8 @@ const IDENTITY_FILE: &str = "identity";
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A node. Clones are handles on one node, which runs until [`shutdown`](Self::shutdown) or until the last handle is
-/// dropped; a drop loses nothing that was published, but peers only notice when the connection times out.
+/// dropped. A drop waits for the writes under way and loses nothing that was published, subscriptions end, and the directory
+/// is free for the next start; but peers may only notice when the connection times out, and a fixed port is free a moment later.
 #[derive(Debug, Clone)]
 pub struct PandaNetwork {
     node: Arc<Node>,
@@ -67,8 +68,11 @@ struct Node {
 }
 
 impl Drop for Node {
+    /// Tasks that were stopped, subscriptions and receipts may hold the store for longer; the directory is free from here on.
     fn drop(&mut self) {
         self.stop_tasks();
+        self.documents.close_all();
+        self.store.close_now();
     }
 }
 
@@ -291,9 +295,7 @@ impl PandaNetwork {
         node.connections.close_all(GOODBYE_DEADLINE.min(deadline / 4)).await;
         node.stop_tasks();
         node.transport.shutdown(end.saturating_duration_since(Instant::now())).await;
-        for document in node.documents.all() {
-            node.documents.close(&document.record().document);
-        }
+        node.documents.close_all();
         match node.store.close().await {
             Ok(()) | Err(StoreError::Closed) => Ok(()),
             Err(error) => Err(error.into()),

@@ -92,6 +92,12 @@ impl Writer {
         result
     }
 
+    /// Ends the thread and blocks until it has: what is queued and still waited for is done, the rest is left out.
+    pub(super) fn close_now(&self) {
+        self.begin_close();
+        self.join();
+    }
+
     /// Tells the thread to end, once.
     fn begin_close(&self) -> Option<oneshot::Receiver<Result<(), StoreError>>> {
         if self.closing.swap(true, Ordering::Relaxed) {
@@ -115,8 +121,7 @@ impl Writer {
 impl Drop for Writer {
     /// Waits for the transaction under way. Nobody waits for what is queued after it any more, so it is left out.
     fn drop(&mut self) {
-        self.begin_close();
-        self.join();
+        self.close_now();
     }
 }
 
