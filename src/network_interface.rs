@@ -50,10 +50,19 @@ pub enum NetworkError {
     UnknownDocument(DocumentId),
     /// Storage failed or refused; nothing was published.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// The node was shut down.
     #[error("the node was shut down")]
     ShutDown,
+}
+
+impl From<StoreError> for NetworkError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Closed => Self::ShutDown,
+            error => Self::Store(error),
+        }
+    }
 }
 
 /// Operations of one document, one after the other.

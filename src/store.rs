@@ -272,4 +272,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Waits for writes under way, makes a checkpoint and closes. Later calls fail with [`StoreError::Closed`].
     fn close(&self) -> StoreFuture<'_, ()>;
+
+    /// Closes at once, for an owner that is dropped: blocks until the writes under way are through, and gives everything back,
+    /// however many handles there are. Nothing that was acknowledged is lost. Later calls fail with [`StoreError::Closed`].
+    fn close_now(&self);
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use tokio::sync::Notify;
 
-/// What is followed is gone: the sender was dropped.
+/// What is followed is gone: the sender was dropped or closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the value that was followed is gone")]
 pub struct Closed;
@@ -45,7 +45,7 @@ impl<T> Deref for Ref<'_, T> {
     }
 }
 
-/// Changes the value. There is one; when it is dropped, receivers get [`Closed`].
+/// Changes the value. There is one; when it is dropped or closed, receivers get [`Closed`].
 #[derive(Debug)]
 pub struct Sender<T> {
     shared: Arc<Shared<T>>,
@@ -63,7 +63,7 @@ impl<T> Sender<T> {
         Ref(self.shared.lock())
     }
 
-    /// Replaces the value and wakes everybody; returns the old one.
+    /// Replaces the value and wakes everybody; returns the old one, or after [`close`](Self::close) the new one.
     pub fn send_replace(&self, value: T) -> T {
         let mut old = value;
         self.send_modify(|current| std::mem::swap(current, &mut old));
@@ -78,16 +78,23 @@ impl<T> Sender<T> {
         });
     }
 
-    /// Changes the value and wakes everybody if `change` says that it did. Returns what it said.
+    /// Changes the value and wakes everybody if `change` says that it did. Returns what it said; false after [`close`](Self::close).
     pub fn send_if_modified(&self, change: impl FnOnce(&mut T) -> bool) -> bool {
         let mut state = self.shared.lock();
-        let changed = change(&mut state.value);
+        let changed = !state.closed && change(&mut state.value);
         if changed {
             state.version += 1;
             drop(state);
             self.shared.changed.notify_waiters();
         }
         changed
+    }
+
+    /// Ends it while the sender still lives: the value does not change any more, and receivers get [`Closed`] once they have
+    /// seen the last one.
+    pub fn close(&self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_waiters();
     }
 
     /// Follows the value from now on: the present one counts as seen.
@@ -99,8 +106,7 @@ impl<T> Sender<T> {
 
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.changed.notify_waiters();
+        self.close();
     }
 }
 
@@ -143,7 +149,7 @@ impl<T> Receiver<T> {
     /// Waits for a value that was not seen, which counts as seen then. Cancel-safe.
     ///
     /// # Errors
-    /// [`Closed`] when the sender is gone and its last value was seen.
+    /// [`Closed`] when the sender is gone or closed and its last value was seen.
     pub async fn changed(&mut self) -> Result<(), Closed> {
         let shared = Arc::clone(&self.shared);
         loop {
@@ -166,7 +172,7 @@ impl<T> Receiver<T> {
     /// Waits until the value is as wanted; at once when it is. Cancel-safe.
     ///
     /// # Errors
-    /// [`Closed`] when the sender is gone and its last value is another.
+    /// [`Closed`] when the sender is gone or closed and its last value is another.
     pub async fn wait_for(&mut self, mut wanted: impl FnMut(&T) -> bool) -> Result<(), Closed> {
         loop {
             if wanted(&self.borrow_and_update()) {
@@ -180,6 +186,21 @@ impl<T> Receiver<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_closed_value_stays_and_ends_who_follows_it_once_they_have_seen_it() {
+        let sender = Sender::new(1);
+        let mut receiver = sender.subscribe();
+        sender.send_replace(2);
+        sender.close();
+        assert!(!sender.send_if_modified(|value| {
+            *value = 3;
+            true
+        }));
+        assert_eq!(receiver.changed().await, Ok(()));
+        assert_eq!(*receiver.borrow(), 2);
+        assert_eq!(receiver.changed().await, Err(Closed));
+    }
 
     #[tokio::test]
     async fn a_receiver_sees_the_newest_value_once_and_then_the_end() {

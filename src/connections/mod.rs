@@ -177,10 +177,15 @@ impl Connections {
         current.map(|current| (current.connection.info(), current.connection.stats())).collect()
     }
 
-    /// Stops dialling and accepting, and drops what serves the connections.
+    /// Stops dialling and accepting for good, drops the connections and what serves them; the state stays offline and ends.
     pub fn stop(&self) {
         // Dropping the set aborts its tasks, and with them goes what keeps `Inner` alive.
         drop(std::mem::take(&mut *self.inner.tasks()));
+        // The tasks that would have taken them out are gone.
+        let peers = std::mem::take(&mut *self.inner.peers());
+        drop(peers);
+        self.set_online(false);
+        self.inner.state.close();
     }
 }
 

@@ -201,8 +201,8 @@ impl<'a> Reader<'a> {
     /// The peer has an author's operations: if they are ours, that shortens the queue.
     async fn on_own(&self, author: PeerId, seq_num: SeqNum) -> Result<(), SessionError> {
         let document = self.session.document();
-        if author == document.node && document.on_own_acknowledged(self.session.key.peer, seq_num) {
-            document.store.set_delivered(document.log, seq_num).await?;
+        if author == document.node {
+            document.on_own_acknowledged(self.session.key.peer, seq_num).await?;
         }
         Ok(())
     }

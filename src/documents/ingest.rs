@@ -63,10 +63,8 @@ async fn ingest(session: &Session, batch: Vec<Verified>) -> Result<(), SessionEr
     if count > ingested.refused.len() {
         acknowledge(session, newest.keys());
     }
-    if let Some(own) = newest.get(&document.node)
-        && document.on_own_acknowledged(session.key.peer, *own)
-    {
-        document.store.set_delivered(document.log, *own).await?;
+    if let Some(own) = newest.get(&document.node) {
+        document.on_own_acknowledged(session.key.peer, *own).await?;
     }
     if newest.contains_key(&document.node) {
         session.note_own().await?;

@@ -146,6 +146,13 @@ impl Documents {
         }
     }
 
+    /// Closes all documents.
+    pub fn close_all(&self) {
+        for document in self.all() {
+            self.close(&document.record().document);
+        }
+    }
+
     /// Where this node can be reached: connected peers are told.
     pub fn set_address(&self, address: PeerAddress) {
         self.registry.address.send_replace(Some(address));

@@ -329,19 +329,26 @@ impl OpenDocument {
         self.refresh_status();
     }
 
-    /// A peer has our own operations up to and including `seq_num`. True when that shortens the queue.
-    pub(super) fn on_own_acknowledged(&self, peer: PeerId, seq_num: SeqNum) -> bool {
+    /// A peer has our own operations up to and including `seq_num`. The store hears of it first: who sees the queue shorter
+    /// can publish, and a session that ends meanwhile leaves nothing behind that the next acknowledgement does not repair.
+    pub(super) async fn on_own_acknowledged(&self, peer: PeerId, seq_num: SeqNum) -> Result<(), StoreError> {
+        let (own, delivered) = {
+            let live = self.live();
+            (live.heads.get(&self.node).map(|head| head.seq_num), live.delivered)
+        };
+        let Some(own) = own else { return Ok(()) };
+        let seq_num = seq_num.min(own);
+        if delivered < Some(seq_num) {
+            self.store.set_delivered(self.log, seq_num).await?;
+        }
         let mut live = self.live();
-        let Some(own) = live.heads.get(&self.node).map(|head| head.seq_num) else { return false };
-        let seq_num = Some(seq_num.min(own));
         let entry = live.peers.entry(peer).or_default();
-        entry.acknowledged = entry.acknowledged.max(seq_num);
-        let shorter = live.delivered < seq_num;
-        live.delivered = live.delivered.max(seq_num);
+        entry.acknowledged = entry.acknowledged.max(Some(seq_num));
+        live.delivered = live.delivered.max(Some(seq_num));
         drop(live);
         self.refresh_status();
         self.progress.send_modify(|version| *version += 1);
-        shorter
+        Ok(())
     }
 
     /// Something came from a peer, which says that there are so many operations of each author.

@@ -108,13 +108,10 @@ impl Subscription {
         subscription.newest.mark_changed();
         subscription.status.mark_changed();
         subscription.presence.mark_changed();
-        if *subscription.closed.borrow() {
-            subscription.closed.mark_changed();
-        }
         Ok(subscription)
     }
 
-    /// The next event, waiting for it; `None` after the node was shut down. Cancel-safe.
+    /// The next event, waiting for it; `None`, from then on, after the document was closed or the node has ended. Cancel-safe.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot be read; calling again tries again, nothing is skipped.
@@ -130,6 +127,8 @@ impl Subscription {
             match self.read_on().await {
                 Ok(()) if self.page.is_empty() && self.changes.is_empty() => {}
                 Ok(()) => continue,
+                // What was not read before the end is read after the next start.
+                Err(StoreError::Closed) => return None,
                 Err(error) => return Some(Err(error)),
             }
             let expires = self.presence_expires;
@@ -141,7 +140,7 @@ impl Subscription {
                 () = async { tokio::time::sleep_until(expires.unwrap_or_else(Instant::now)).await }, if expires.is_some() => {
                     self.note_presence();
                 }
-                _ = self.closed.changed() => return None,
+                _ = self.closed.wait_for(|closed| *closed) => return None,
             }
         }
     }

@@ -45,8 +45,7 @@ impl From<IdentityError> for PandaError {
 impl From<PandaError> for NetworkError {
     fn from(error: PandaError) -> Self {
         match error {
-            PandaError::Store(StoreError::Closed) => Self::ShutDown,
-            PandaError::Store(error) => Self::Store(error),
+            PandaError::Store(error) => error.into(),
             PandaError::UnknownDocument(document) => Self::UnknownDocument(document),
             PandaError::Transport(_) | PandaError::Address(_) | PandaError::Presence(_) | PandaError::Identity(_) => {
                 Self::Store(StoreError::Io(error.to_string()))

@@ -1,14 +1,16 @@
 //! `PandaNetwork` as the adapter of the port [`NetworkInterface`].
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 
 use super::PandaNetwork;
-use crate::documents::{DocumentEvent, StartFrom, Subscription};
+use crate::documents::{DocumentEvent, OpenDocument, StartFrom, Subscription};
 use crate::ids::{DocumentId, OperationId, PeerId};
 use crate::network_interface::{
     ConnectionState, ConnectionStateWatch, NetworkError, NetworkInterface, NetworkMessage, OperationStream,
 };
-use crate::store::StoreError;
 use crate::transport::BoxFuture;
 use crate::watch;
 
@@ -21,14 +23,7 @@ impl NetworkInterface for PandaNetwork {
         document: DocumentId,
         payload: Bytes,
     ) -> BoxFuture<'_, Result<OperationId, NetworkError>> {
-        Box::pin(async move {
-            let open = self.node.documents.get(&document).ok_or(NetworkError::UnknownDocument(document))?;
-            match open.publish(payload).await {
-                Ok(receipt) => Ok(receipt.id()),
-                Err(StoreError::Closed) => Err(NetworkError::ShutDown),
-                Err(error) => Err(error.into()),
-            }
-        })
+        Box::pin(async move { Ok(self.open_document(document)?.publish(payload).await?.id()) })
     }
 
     fn subscribe_to_operations(
@@ -36,8 +31,7 @@ impl NetworkInterface for PandaNetwork {
         document: DocumentId,
     ) -> BoxFuture<'_, Result<Box<dyn OperationStream>, NetworkError>> {
         Box::pin(async move {
-            let open = self.node.documents.get(&document).ok_or(NetworkError::UnknownDocument(document))?;
-            let subscription = open.subscribe(PORT_CURSOR, StartFrom::Now).await?;
+            let subscription = self.open_document(document)?.subscribe(PORT_CURSOR, StartFrom::Now).await?;
             Ok(Box::new(Operations { document, subscription }) as Box<dyn OperationStream>)
         })
     }
@@ -56,6 +50,15 @@ impl NetworkInterface for PandaNetwork {
 
     fn connection_state(&self) -> Box<dyn ConnectionStateWatch> {
         Box::new(StateWatch(Self::connection_state(self)))
+    }
+}
+
+impl PandaNetwork {
+    fn open_document(&self, document: DocumentId) -> Result<Arc<OpenDocument>, NetworkError> {
+        // The end of the node closes all documents; it is the reason then.
+        let ended = self.node.ended.load(Ordering::Acquire);
+        let missing = || if ended { NetworkError::ShutDown } else { NetworkError::UnknownDocument(document) };
+        self.node.documents.get(&document).ok_or_else(missing)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,7 +47,8 @@ const IDENTITY_FILE: &str = "identity";
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A node. Clones are handles on one node, which runs until [`shutdown`](Self::shutdown) or until the last handle is
-/// dropped; a drop loses nothing that was published, but peers only notice when the connection times out.
+/// dropped. A drop waits for the writes under way and loses nothing that was published, subscriptions end, and the directory
+/// is free for the next start; but peers may only notice when the connection times out, and a fixed port is free a moment later.
 #[derive(Debug, Clone)]
 pub struct PandaNetwork {
     node: Arc<Node>,
@@ -63,14 +65,16 @@ struct Node {
     connections: Connections,
     random: Mutex<ChaCha20Rng>,
     tasks: Mutex<JoinSet<()>>,
+    /// Set once, by the end of the node.
+    ended: AtomicBool,
 }
 
 impl Drop for Node {
+    /// Tasks that were stopped, subscriptions and receipts may hold the store for longer; the directory is free from here on.
     fn drop(&mut self) {
         self.stop_tasks();
-        for document in self.documents.all() {
-            self.documents.close(&document.record().document);
-        }
+        self.documents.close_all();
+        self.store.close_now();
     }
 }
 
@@ -83,6 +87,7 @@ impl Node {
     }
 
     fn stop_tasks(&self) {
+        self.ended.store(true, Ordering::Release);
         // Dropping the set aborts its tasks.
         drop(std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner)));
         self.connections.stop();
@@ -155,7 +160,8 @@ impl PandaNetwork {
             random.next_u64(),
         );
         let (random, tasks) = (Mutex::new(random), Mutex::new(JoinSet::new()));
-        let node = Arc::new(Node { identity, clock, store, transport, documents, connections, random, tasks });
+        let ended = AtomicBool::new(false);
+        let node = Arc::new(Node { identity, clock, store, transport, documents, connections, random, tasks, ended });
         node.documents.set_address(node.address()?);
         let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.spawn(add_learned_peers(node.connections.clone(), learned));
@@ -243,7 +249,7 @@ impl PandaNetwork {
         }
     }
 
-    /// Whether anybody is connected, now and later.
+    /// Whether anybody is connected, now and later; ends with the node.
     pub fn connection_state(&self) -> watch::Receiver<ConnectionState> {
         self.node.connections.watch_state()
     }
@@ -305,9 +311,7 @@ impl PandaNetwork {
         node.connections.close_all(GOODBYE_DEADLINE.min(deadline / 4)).await;
         node.stop_tasks();
         node.transport.shutdown(end.saturating_duration_since(Instant::now())).await;
-        for document in node.documents.all() {
-            node.documents.close(&document.record().document);
-        }
+        node.documents.close_all();
         match node.store.close().await {
             Ok(()) | Err(StoreError::Closed) => Ok(()),
             Err(error) => Err(error.into()),

@@ -226,4 +226,14 @@ impl Store for SqliteStore {
     fn close(&self) -> StoreFuture<'_, ()> {
         Box::pin(self.shut_down())
     }
+
+    fn close_now(&self) {
+        match self.backend.as_ref() {
+            Backend::Threads { writer, readers } => {
+                readers.close_now();
+                writer.close_now();
+            }
+            Backend::Inline(engine) => drop(engine.lock().unwrap_or_else(PoisonError::into_inner).take()),
+        }
+    }
 }

@@ -59,6 +59,12 @@ impl Readers {
         drop(all);
         self.shared.idle().clear();
     }
+
+    /// Refuses further reads. Those under way end by themselves.
+    pub(super) fn close_now(&self) {
+        self.room.close();
+        self.shared.idle().clear();
+    }
 }
 
 impl Shared {

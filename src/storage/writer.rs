@@ -92,6 +92,12 @@ impl Writer {
         result
     }
 
+    /// Ends the thread and blocks until it has: what is queued and still waited for is done, the rest is left out.
+    pub(super) fn close_now(&self) {
+        self.begin_close();
+        self.join();
+    }
+
     /// Tells the thread to end, once.
     fn begin_close(&self) -> Option<oneshot::Receiver<Result<(), StoreError>>> {
         if self.closing.swap(true, Ordering::Relaxed) {
@@ -106,7 +112,9 @@ impl Writer {
     /// Waits for the end of the thread, which gives the database and its lock back.
     fn join(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
+        // An observer may hold the last handle on the store: then this is the thread itself, which ends after the commit.
+        let other = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
+        if other.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the writer thread panicked");
         }
     }
@@ -115,8 +123,7 @@ impl Writer {
 impl Drop for Writer {
     /// Waits for the transaction under way. Nobody waits for what is queued after it any more, so it is left out.
     fn drop(&mut self) {
-        self.begin_close();
-        self.join();
+        self.close_now();
     }
 }
 

@@ -340,3 +340,36 @@ async fn publishes_under_way_at_once_keep_the_order_in_which_they_were_first_pol
     let payloads: Vec<_> = stored.iter().map(|stored| stored.operation.payload_bytes()).collect();
     assert!(payloads == expected);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_observer_may_drop_the_last_handle_on_the_store() {
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    struct Last {
+        store: Mutex<Option<SqliteStore>>,
+        entered: SyncSender<()>,
+        go: Mutex<Receiver<()>>,
+        done: SyncSender<()>,
+    }
+    impl CommitObserver for Last {
+        fn on_commit(&self, _: &[StoredOperation]) {
+            self.entered.send(()).unwrap();
+            self.go.lock().unwrap().recv().unwrap();
+            drop(self.store.lock().unwrap().take());
+            self.done.send(()).unwrap();
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let ((entered, was_entered), (let_go, go), (done, was_done)) = (sync_channel(1), sync_channel(1), sync_channel(1));
+    let last = Arc::new(Last { store: Mutex::default(), entered, go: Mutex::new(go), done });
+    store.open_document(document(1), last.clone()).await.unwrap();
+    let publisher = store.clone();
+    let publish = tokio::spawn(async move { publisher.publish(document(1).log(), "the last".into()).await });
+    was_entered.recv().unwrap();
+    *last.store.lock().unwrap() = Some(store);
+    publish.abort();
+    assert!(publish.await.is_err(), "it waits for an answer that comes after the observer");
+    drop(last);
+    let_go.send(()).unwrap();
+    was_done.recv().expect("the thread does not wait for itself");
+}
