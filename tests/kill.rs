@@ -29,6 +29,8 @@ const LIVES: u32 = 120;
 const PEER_OPERATIONS: u32 = 300;
 /// A life that does not get to where it is to be killed within this time hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
+/// A life that takes longer than this is told of, for whoever looks for the reason.
+const REMARKABLE: Duration = Duration::from_secs(3);
 /// Every so many lives both sides settle before the kill.
 const SETTLE_EVERY: u32 = 10;
 
@@ -315,7 +317,11 @@ async fn a_process_that_is_killed_again_and_again_loses_nothing_and_uses_no_numb
     for life in 0..LIVES {
         let fate = Fate::draw(life, &mut random);
         let work = fate.work(&mut random);
+        let born = Instant::now();
         story.life(life, fate, work).await;
+        if born.elapsed() > REMARKABLE {
+            println!("seed {seed}: life {life}, {fate:?} with {work:?}, took {:.1?}", born.elapsed());
+        }
     }
     let heads = story.last_life().await;
     assert_eq!(heads, Heads::of(&story.peer), "both have the same heads");

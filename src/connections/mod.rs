@@ -182,8 +182,8 @@ impl Connections {
         // Dropping the set aborts its tasks, and with them goes what keeps `Inner` alive.
         drop(std::mem::take(&mut *self.inner.tasks()));
         // The tasks that would have taken them out are gone.
-        let peers = std::mem::take(&mut *self.inner.peers());
-        drop(peers);
+        // The peers themselves stay: a keeper that is running just now would take them for changed, again and again.
+        self.inner.peers().values_mut().for_each(|peer| peer.current = None);
         self.set_online(false);
         self.inner.state.close();
     }
