@@ -15,6 +15,7 @@ mod catch_up;
 mod context;
 mod control;
 mod error;
+mod follow;
 mod incoming;
 mod ingest;
 mod link;
