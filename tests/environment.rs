@@ -228,7 +228,7 @@ async fn an_identity_that_others_can_read_or_that_is_cut_off_is_an_error_and_not
     assert!(matches!(&**of, IdentityError::Exposed { path, mode: 0o640 } if *path == identity), "{error:?}");
     set_mode(0o600);
     for size in [0, 31, 33] {
-        std::fs::write(&identity, [key.as_slice(), b"x"].concat()[..size].to_vec()).unwrap();
+        std::fs::write(&identity, &[key.as_slice(), b"x"].concat()[..size]).unwrap();
         let error = start_error(directory.path()).await;
         let PandaError::Identity(of) = &error else { panic!("{error:?}") };
         let size = size as u64;
