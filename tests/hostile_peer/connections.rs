@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use panda_network::sim::LinkOptions;
+use panda_network::sync::hello::Hello;
 use panda_network::sync::wire::DocumentFrame;
-use panda_network::transport::{CloseReason, TransportKind};
+use panda_network::transport::{CloseReason, Transport, TransportError, TransportKind};
+use panda_network::transports::quic::{QuicTransport, QuicTransportOptions};
 use panda_network::transports::tls::{TlsIdentity, server_name};
 use quinn::crypto::rustls::QuicClientConfig;
 
@@ -68,12 +71,32 @@ fn a_peer_that_speaks_another_version_is_refused() {
 }
 
 #[test]
+fn a_peer_whose_hello_names_no_version_of_ours_is_told_so() {
+    scene(|stage: Stage| async {
+        let of_the_future = Hello { newest: 9, oldest: 7 }.encode();
+        let hellos = [(of_the_future, CloseReason::UnknownVersion), (Bytes::from_static(b"hi"), CloseReason::BadFrame)];
+        for (port, (hello, reason)) in (4000..).zip(hellos) {
+            let socket = stage.cluster.network.bind(SocketAddr::from(([10, 0, 9, 7], port))).unwrap();
+            let options = QuicTransportOptions::new().with_socket(socket).with_rng_seed([7; 32]).with_hello(hello);
+            let transport = QuicTransport::start(&stage.hostile.identity, options).unwrap();
+            // The close may come before the connection counts as made.
+            let closed = match transport.connect(&stage.hostile.victim, PATIENCE).await {
+                Ok(connection) => tokio::time::timeout(PATIENCE, connection.closed()).await.unwrap(),
+                Err(error) => error,
+            };
+            assert_eq!(closed, TransportError::ClosedByPeer { code: reason as u64 });
+        }
+        stage
+    });
+}
+
+#[test]
 fn a_connection_that_says_nothing_is_closed() {
     scene(|stage: Stage| async {
         let connection = stage.hostile.connect().await;
         let closed = tokio::time::timeout(PATIENCE, connection.closed()).await.unwrap();
         let code = CloseReason::BadFrame as u64;
-        assert_eq!(closed, panda_network::transport::TransportError::ClosedByPeer { code });
+        assert_eq!(closed, TransportError::ClosedByPeer { code });
         stage
     });
 }

@@ -120,7 +120,7 @@ async fn try_live(orders: &Orders) -> Result<(), panda_network::PandaError> {
         say("failed: a document that was opened is gone");
     }
     let document = match orders.ticket.as_str() {
-        "none" => std::future::pending().await,
+        "none" => return std::future::pending().await,
         "-" => network.reopen(network.documents().await?[0]).await?,
         ticket => network.open(ticket.parse()?).await?,
     };

@@ -15,6 +15,7 @@ use panda_network::identity::Identity;
 use panda_network::ids::LogId;
 use panda_network::operation::Head;
 use panda_network::sim::{self, LinkOptions, Sim};
+use panda_network::sync::hello::PROTOCOL_VERSIONS;
 use panda_network::sync::tokens::{EXPORTER_LABEL, Role, Token};
 use panda_network::sync::wire::{ControlFrame, DocumentFrame, Refusal, StreamOpen};
 use panda_network::transport::{
@@ -130,7 +131,8 @@ impl Hostile {
         let seed = sim.derive_seed("hostile");
         let identity = Identity::from_seed(&seed);
         let socket = cluster.network.bind(SocketAddr::from(([10, 0, 9, 9], 4000))).unwrap();
-        let options = QuicTransportOptions::new().with_socket(socket).with_rng_seed(seed);
+        let hello = PROTOCOL_VERSIONS.encode();
+        let options = QuicTransportOptions::new().with_socket(socket).with_rng_seed(seed).with_hello(hello);
         let transport = QuicTransport::start(&identity, options).unwrap();
         let log = LogId::of_topic(&ticket.key().topic(&ticket.document()));
         let victim = ticket.peers()[0].clone();
