@@ -138,6 +138,9 @@ pub const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a presence state lives without being renewed.
 pub const PRESENCE_TTL: Duration = Duration::from_secs(30);
 
+/// How often a presence state that is set is sent again: several times per life, since datagrams get lost.
+pub const PRESENCE_RENEWAL: Duration = Duration::from_secs(5);
+
 /// Time between two heartbeats on the control stream.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 

@@ -12,7 +12,7 @@ use super::session::{Half, Session};
 use crate::address::PeerAddress;
 use crate::ids::PeerId;
 use crate::limits::{
-    CHUNK_BYTES, DOCUMENT_STREAM_IDLE, HEADS_PER_FRAME, PAGE_MAX_OPERATIONS, PEERS_PER_FRAME, PRESENCE_TTL,
+    CHUNK_BYTES, DOCUMENT_STREAM_IDLE, HEADS_PER_FRAME, PAGE_MAX_OPERATIONS, PEERS_PER_FRAME, PRESENCE_RENEWAL,
 };
 use crate::operation::Operation;
 use crate::sync::wire::DocumentFrame;
@@ -65,9 +65,11 @@ async fn speak(session: &Session, send: &mut Box<dyn SendHalf>) -> Result<(), Se
             Ok(()) = presence.changed() => {}
             Ok(()) = frozen.changed() => {}
             Ok(()) = addresses.changed() => addresses.mark_changed(),
-            () = tokio::time::sleep(PRESENCE_TTL / 3) => {}
+            () = tokio::time::sleep(PRESENCE_RENEWAL) => {}
             () = tokio::time::sleep_until(idle_at), if session.key.dialled => {
-                let settled = session.state().delivery.unacknowledged() == 0;
+                // Presence needs the session, and comes in datagrams that are no activity of the stream.
+                let in_use = !session.document().presence.shown(Instant::now()).0.is_empty();
+                let settled = session.state().delivery.unacknowledged() == 0 && !in_use;
                 if settled && session.state().last_activity + DOCUMENT_STREAM_IDLE <= Instant::now() {
                     return Ok(());
                 }

@@ -1,7 +1,7 @@
 //! Presence: small states that live for a moment (cursors, names, colours), signed by their peer, newest wins.
 //!
 //! States travel in datagrams, each on its own, and are passed on, so that peers in a line see each other. Losing one costs
-//! nothing: a state that is set is sent again, with a new counter, three times per time to live. A peer whose last
+//! nothing: a state that is set is sent again, with a new counter, several times per time to live. A peer whose last
 //! session closed is gone at once; one behind a third peer is gone when its state expires.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::identity::Identity;
 use crate::ids::{LogId, PeerId};
-use crate::limits::{PRESENCE_MAX_BYTES, PRESENCE_MAX_PEERS, PRESENCE_TTL};
+use crate::limits::{PRESENCE_MAX_BYTES, PRESENCE_MAX_PEERS, PRESENCE_RENEWAL, PRESENCE_TTL};
 use crate::sync::tokens::{TOKEN_BYTES, Token};
 use crate::watch;
 
@@ -151,11 +151,11 @@ impl PresenceBoard {
         Ok(())
     }
 
-    /// Signs the own state again with a new counter when a third of its life is over, so that it lives on at the peers.
+    /// Signs the own state again with a new counter when it is time for that, so that it lives on at the peers.
     pub fn renew_own(&self, identity: &Identity, log: LogId, now: Instant, now_us: u64) {
         let entry = self.entries().get(&identity.peer_id()).cloned();
         let Some(Entry { presence, expires: Some(expires) }) = entry else { return };
-        if !presence.state.is_empty() && now + PRESENCE_TTL * 2 / 3 >= expires {
+        if !presence.state.is_empty() && now + (PRESENCE_TTL - PRESENCE_RENEWAL) >= expires {
             let counter = now_us.max(presence.counter + 1);
             self.insert(SignedPresence::sign(identity, log, counter, presence.state), now);
         }
@@ -270,7 +270,7 @@ mod tests {
         assert!(board.unsent(&mut sent, bob.peer_id()).is_empty(), "bob's own state is not sent to bob");
         board.renew_own(&alice, log, now + Duration::from_secs(1), 101);
         assert!(board.unsent(&mut sent, bob.peer_id()).is_empty(), "too early to renew");
-        board.renew_own(&alice, log, now + PRESENCE_TTL / 3, 102);
+        board.renew_own(&alice, log, now + PRESENCE_RENEWAL, 102);
         assert_eq!(board.unsent(&mut sent, bob.peer_id()).len(), 1);
     }
 
