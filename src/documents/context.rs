@@ -8,13 +8,16 @@ use crate::address::PeerAddress;
 use crate::clock::Clock;
 use crate::error::OperationError;
 use crate::identity::Identity;
-use crate::ids::LogId;
+use crate::ids::{DocumentId, LogId};
 use crate::operation::Operation;
 
 /// Batches up to this size are verified where they arrive: handing them over would take longer.
 const VERIFY_HERE: usize = 8;
 /// Threads that verify one batch.
 const VERIFY_THREADS: usize = 4;
+
+/// A peer that shares a document, and where it can be reached.
+pub type Learned = (DocumentId, PeerAddress);
 
 /// Shared by all sessions and links.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub(super) struct Context {
     /// Verify on the task itself: for simulation, where other threads would upset the order of events.
     pub inline: bool,
     /// Addresses of peers that share a document, for whoever makes connections. Full: left out, they come again.
-    pub learned: mpsc::Sender<PeerAddress>,
+    pub learned: mpsc::Sender<Learned>,
     pub metrics: Metrics,
 }
 

@@ -227,7 +227,7 @@ impl<'a> Reader<'a> {
             if address.peer_id() != document.node {
                 document.remember_peer(address.clone()).await?;
                 // Full: whoever makes connections is busy; the address is remembered and used after a restart.
-                let _ = self.session.context.learned.try_send(address);
+                let _ = self.session.context.learned.try_send((document.record.document, address));
             }
         }
         Ok(())

@@ -155,8 +155,8 @@ impl Link {
     /// Keeps the peer's address with every document that it shares, for after a restart and for other peers.
     pub async fn remember_peer(&self) -> Result<(), SessionError> {
         let Some(address) = self.state().address.clone() else { return Ok(()) };
-        let _ = self.registry.context.learned.try_send(address.clone());
         for document in self.shared_documents() {
+            let _ = self.registry.context.learned.try_send((document.record.document, address.clone()));
             document.remember_peer(address.clone()).await?;
         }
         Ok(())

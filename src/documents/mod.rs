@@ -40,6 +40,7 @@ use crate::limits::MAX_OPEN_DOCUMENTS;
 use crate::store::{DocumentRecord, Store, StoreError};
 use crate::transport::Connection;
 use crate::watch;
+pub use context::Learned;
 use context::{Context, Metrics};
 
 /// Addresses of peers that wait for whoever makes connections. Full: left out, peers send them again.
@@ -93,7 +94,7 @@ impl Documents {
         store: Arc<dyn Store>,
         clock: Clock,
         inline: bool,
-    ) -> (Self, mpsc::Receiver<PeerAddress>) {
+    ) -> (Self, mpsc::Receiver<Learned>) {
         let (learned, learned_receiver) = mpsc::channel(LEARNED_QUEUE);
         let context = Arc::new(Context { identity, clock, inline, learned, metrics: Metrics::new() });
         let registry = Registry {

@@ -28,7 +28,7 @@ pub use options::PandaNetworkOptions;
 use crate::address::{AddressError, DocumentTicket, PeerAddress, TransportKind};
 use crate::clock::Clock;
 use crate::connections::{ConnectionHandler, Connections};
-use crate::documents::{Documents, OpenDocument};
+use crate::documents::{Documents, Learned, OpenDocument};
 use crate::identity::Identity;
 use crate::ids::{DocumentId, DocumentKey, PeerId};
 use crate::limits::CONNECT_DEADLINE;
@@ -164,7 +164,7 @@ impl PandaNetwork {
         let node = Arc::new(Node { identity, clock, store, transport, documents, connections, random, tasks, ended });
         node.documents.set_address(node.address()?);
         let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.spawn(add_learned_peers(node.connections.clone(), learned));
+        tasks.spawn(add_learned_peers(node.documents.clone(), node.connections.clone(), learned));
         tasks.spawn(addresses::follow(Arc::downgrade(&node)));
         drop(tasks);
         Ok(Self { node })
@@ -348,9 +348,16 @@ fn make_directory(path: &Path) -> Result<(), PandaError> {
 }
 
 /// Peers that other peers told us of.
-async fn add_learned_peers(connections: Connections, mut learned: mpsc::Receiver<PeerAddress>) {
-    while let Some(address) = learned.recv().await {
-        connections.add_peer(address);
+async fn add_learned_peers(documents: Documents, connections: Connections, mut learned: mpsc::Receiver<Learned>) {
+    while let Some((document, address)) = learned.recv().await {
+        let peer = address.peer_id();
+        if documents.get(&document).is_some() {
+            connections.add_peer(address);
+            // Closed just now: whoever closed it did not see this peer.
+            if documents.get(&document).is_none() {
+                connections.forget_peer(peer);
+            }
+        }
     }
 }
 
