@@ -41,7 +41,7 @@
 //! | 4 | services | [`documents`], [`connections`] |
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
 //! | 2 | pure protocol machines | [`sync`] |
-//! | 1 | ports | [`network_interface`], [`store`], [`transport`] |
+//! | 1 | ports | [`net`], [`network_interface`], [`store`], [`transport`] |
 //! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`clock`], [`error`] |
 //!
 //! # Features
@@ -65,6 +65,7 @@ pub mod frame;
 pub mod identity;
 pub mod ids;
 pub mod limits;
+pub mod net;
 pub mod network_interface;
 pub mod operation;
 pub mod panda_network;
