@@ -8,9 +8,9 @@ mod support;
 
 use std::time::Duration;
 
-use panda_network::PandaError;
 use panda_network::sim::{self, LinkOptions, Sim};
 use panda_network::store::StoreError;
+use panda_network::{ConnectionState, PandaError};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use support::Cluster;
@@ -178,4 +178,54 @@ fn presence_reaches_a_peer_behind_a_peer_and_stays_while_it_is_set() {
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(cluster.running(2).document.presence().peers().is_empty());
     });
+}
+
+#[test]
+fn a_document_closed_while_its_peer_is_away_leaves_an_idle_node() {
+    sim::run(5, |sim| async move {
+        let mut cluster = Cluster::start(&sim, 2, LinkOptions::new()).await;
+        cluster.publish(0, b"one".into()).await;
+        cluster.converge(Duration::from_secs(5)).await;
+        cluster.crash(0).await;
+        let bob = cluster.running(1);
+        let mut state = bob.network.connection_state();
+        state.wait_for(|state| *state == ConnectionState::Connecting).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        bob.network.close(bob.document.id()).await.unwrap();
+        assert_eq!(*bob.network.connection_state().borrow(), ConnectionState::Idle);
+        let sent = cluster.network.stats().sent;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(cluster.network.stats().sent, sent, "nobody is dialled any more");
+    });
+}
+
+/// The document is closed at a random moment of the connection: while it is made, while catch-up runs, when all is quiet.
+async fn close_at_a_random_moment(sim: Sim) {
+    let mut random = ChaCha8Rng::from_seed(sim.derive_seed("close"));
+    let link = bad_link(&mut random);
+    let mut cluster = Cluster::start(&sim, 2, link).await;
+    for number in 0..random.random_range(0..50) {
+        cluster.publish(0, format!("{number}").into()).await;
+    }
+    tokio::time::sleep(Duration::from_millis(random.random_range(0..3000))).await;
+    let bob = cluster.nodes[1].running.as_mut().unwrap();
+    bob.network.close(bob.document.id()).await.unwrap();
+    while let Some(event) = bob.next_event().await {
+        event.unwrap();
+    }
+    let alice = cluster.running(0);
+    let limit = Duration::from_secs(120);
+    let mut status = alice.document.status();
+    tokio::time::timeout(limit, status.wait_for(|status| status.peers == 0)).await.expect("alice hears of it").unwrap();
+    cluster.shut_down(0).await;
+    let mut state = cluster.running(1).network.connection_state();
+    let idle = state.wait_for(|state| *state == ConnectionState::Idle);
+    tokio::time::timeout(limit, idle).await.expect("bob is idle").unwrap();
+}
+
+#[test]
+fn a_closed_document_ends_its_subscriptions_and_its_peers_are_not_dialled_any_more() {
+    for seed in seeds(SEEDS) {
+        sim::run(seed, close_at_a_random_moment);
+    }
 }

@@ -158,6 +158,24 @@ async fn presence_is_seen_and_gone_with_its_peer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_document_ends_its_subscriptions_and_its_peers_are_not_dialled_any_more() {
+    let (at_alice, at_bob) = (directory(), directory());
+    let (alice, bob) = (node(&at_alice).await, node(&at_bob).await);
+    let here = alice.create().await.unwrap();
+    let there = bob.open(here.ticket().await.unwrap()).await.unwrap();
+    here.publish("one").await.unwrap().delivered_to(1).await;
+    let mut events = there.subscribe(StartFrom::Now).await.unwrap();
+    bob.close(there.id()).await.unwrap();
+    while let Some(event) = events.next().await {
+        event.unwrap();
+    }
+    here.status().wait_for(|status| status.peers == 0).await.unwrap();
+    shut_down(alice).await;
+    bob.connection_state().wait_for(|state| *state == ConnectionState::Idle).await.unwrap();
+    shut_down(bob).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_ends_when_the_last_handle_of_the_node_is_dropped() {
     let directory = directory();
     let alice = node(&directory).await;

@@ -18,7 +18,8 @@ pub(super) async fn accept(inner: Arc<Inner>) {
     }
 }
 
-/// Keeps one peer connected for as long as the node runs.
+/// Keeps one peer connected until it is forgotten. Then its address ends, and without a connection also what `connected`
+/// follows: each end must end this, or the loop would spin on it.
 pub(super) async fn keep_connected(
     inner: Arc<Inner>,
     peer_id: PeerId,
@@ -36,7 +37,7 @@ pub(super) async fn keep_connected(
                 biased;
                 _ = online.changed() => {}
                 // Both dialled at once: the attempt of the smaller id is the one that will stay, so only the other is given up.
-                _ = connected.changed(), if inner.node > peer_id => {}
+                changed = connected.changed(), if inner.node > peer_id => if changed.is_err() { return },
                 result = attempt => match result {
                     Ok(connection) => {
                         machine.on_connected(Instant::now());
@@ -54,7 +55,7 @@ pub(super) async fn keep_connected(
         tokio::select! {
             biased;
             _ = online.changed() => {}
-            _ = connected.changed() => {}
+            changed = connected.changed() => if changed.is_err() { return },
             _ = retries.changed() => machine.on_network_change(),
             changed = address.changed() => match changed {
                 Ok(()) => machine.on_network_change(),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use panda_network::sim::{LinkOptions, Sim, SimNetwork};
+use panda_network::store::StoreError;
 use panda_network::{
     Document, DocumentEvent, DocumentTicket, Durability, PandaNetwork, PandaNetworkOptions, PeerId, StartFrom,
     Subscription,
@@ -35,6 +36,13 @@ pub struct Cluster {
     pub ticket: Option<DocumentTicket>,
     /// Everything whose publish resolved: author and payload.
     pub acknowledged: Vec<(PeerId, Vec<u8>)>,
+}
+
+impl Running {
+    /// What the editor hears next; `None` once the document is closed.
+    pub async fn next_event(&mut self) -> Option<Result<DocumentEvent, StoreError>> {
+        self.events.next().await
+    }
 }
 
 impl Cluster {
