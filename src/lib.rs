@@ -65,6 +65,7 @@ pub mod frame;
 pub mod identity;
 pub mod ids;
 pub mod limits;
+pub mod nat;
 pub mod net;
 pub mod network_interface;
 pub mod operation;

@@ -168,3 +168,15 @@ pub const STREAMS_WAITING: usize = STREAMS_PER_CONNECTION as usize;
 
 /// How long a peer may leave a new stream without the byte that says what it is, or a request without its end.
 pub const STREAM_TYPE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Paths to one peer that are checked. More: further candidates are ignored, unless they are relayed and room can be made.
+pub const PATHS_PER_PEER: usize = 40;
+
+/// Candidates that a peer may name. More: the message is refused.
+pub const CANDIDATES_PER_PEER: usize = 20;
+
+/// Checks in one round on a path that does not answer.
+pub const CHECKS_PER_ROUND: usize = 6;
+
+/// Rounds on a path that never answered, minutes apart. Then it is left alone until the network changes.
+pub const CHECK_ROUNDS_MAX: u32 = 4;

@@ -114,11 +114,40 @@ pub struct TransportCapabilities {
 }
 
 /// How the datagrams or bytes of a connection travel now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum PathKind {
-    /// Straight to an address of the peer's own.
+    /// Within one network, from interface to interface.
+    Lan,
+    /// Straight to an address that one of the two has on an interface of its own.
     Direct,
+    /// Straight through the NATs of both, opened by hole punching.
+    Punched,
+    /// Straight to a port that a router maps on request (UPnP, PCP, NAT-PMP).
+    Mapped,
+    /// Forwarded by a cooperative's relay.
+    Forwarded,
+    /// Over a TURN server by UDP.
+    TurnUdp,
+    /// Over a TURN server by TCP.
+    TurnTcp,
+    /// Over a TURN server by TLS.
+    TurnTls,
+}
+
+impl std::fmt::Display for PathKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Lan => "same network",
+            Self::Direct => "direct",
+            Self::Punched => "punched",
+            Self::Mapped => "mapped port",
+            Self::Forwarded => "relayed",
+            Self::TurnUdp => "relayed (TURN)",
+            Self::TurnTcp => "relayed (TURN over TCP)",
+            Self::TurnTls => "relayed (TURN over TLS)",
+        })
+    }
 }
 
 /// Facts about one connection.
