@@ -168,3 +168,24 @@ pub const STREAMS_WAITING: usize = STREAMS_PER_CONNECTION as usize;
 
 /// How long a peer may leave a new stream without the byte that says what it is, or a request without its end.
 pub const STREAM_TYPE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Largest sealed signal that a relay passes on, in bytes. Larger: the session with the relay is closed.
+pub const SIGNAL_SEALED_MAX_BYTES: usize = 4096;
+
+/// Candidates in one signal. More: the rest is left out, and a peer that sends more is not understood.
+pub const SIGNAL_CANDIDATES: usize = 20;
+
+/// Proofs in one offer. More: as above.
+pub const SIGNAL_PROOFS: usize = 8;
+
+/// Longest host name, in bytes (RFC 1035, section 2.3.4, without the last dot).
+pub const HOST_NAME_MAX_BYTES: usize = 253;
+
+/// UDP addresses that a relay's welcome names. More: the session is closed by the node.
+pub const RELAY_DATAGRAM_ADDRESSES: usize = 8;
+
+/// STUN servers, and TURN servers, that a relay names. More: as above.
+pub const RELAY_SERVERS: usize = 16;
+
+/// Longest user name, and longest password, for a TURN server, in bytes. Longer: as above, and refused by our own server.
+pub const TURN_CREDENTIAL_MAX_BYTES: usize = 256;
