@@ -40,9 +40,9 @@
 //! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
 //! | 4 | services | [`documents`], [`connections`] |
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
-//! | 2 | pure protocol machines | [`sync`] |
+//! | 2 | pure protocol machines | [`rendezvous`], [`sync`] |
 //! | 1 | ports | [`net`], [`network_interface`], [`store`], [`transport`] |
-//! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`clock`], [`error`] |
+//! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`cbor`], [`clock`], [`error`] |
 //!
 //! # Features
 //!
@@ -56,6 +56,7 @@
 
 pub mod address;
 pub mod backoff;
+pub mod cbor;
 pub mod clock;
 pub mod connections;
 pub mod documents;
@@ -70,6 +71,7 @@ pub mod net;
 pub mod network_interface;
 pub mod operation;
 pub mod panda_network;
+pub mod rendezvous;
 #[cfg(feature = "sim")]
 #[allow(clippy::panic, clippy::print_stderr, reason = "a test harness prints its seed and ends the test")]
 pub mod sim;

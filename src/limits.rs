@@ -172,11 +172,29 @@ pub const STREAM_TYPE_DEADLINE: Duration = Duration::from_secs(30);
 /// Paths to one peer that are checked. More: further candidates are ignored, unless they are relayed and room can be made.
 pub const PATHS_PER_PEER: usize = 40;
 
-/// Candidates that a peer may name. More: the message is refused.
-pub const CANDIDATES_PER_PEER: usize = 20;
-
 /// Checks in one round on a path that does not answer.
 pub const CHECKS_PER_ROUND: usize = 6;
 
 /// Rounds on a path that never answered, minutes apart. Then it is left alone until the network changes.
 pub const CHECK_ROUNDS_MAX: u32 = 4;
+
+/// Largest sealed signal that a relay passes on, in bytes. Larger: the session with the relay is closed.
+pub const SIGNAL_SEALED_MAX_BYTES: usize = 4096;
+
+/// Candidates in one signal. More: the rest is left out, and a peer that sends more is not understood.
+pub const SIGNAL_CANDIDATES: usize = 20;
+
+/// Proofs in one offer. More: as above.
+pub const SIGNAL_PROOFS: usize = 8;
+
+/// Longest host name, in bytes (RFC 1035, section 2.3.4, without the last dot).
+pub const HOST_NAME_MAX_BYTES: usize = 253;
+
+/// UDP addresses that a relay's welcome names. More: the session is closed by the node.
+pub const RELAY_DATAGRAM_ADDRESSES: usize = 8;
+
+/// STUN servers, and TURN servers, that a relay names. More: as above.
+pub const RELAY_SERVERS: usize = 16;
+
+/// Longest user name, and longest password, for a TURN server, in bytes. Longer: as above, and refused by our own server.
+pub const TURN_CREDENTIAL_MAX_BYTES: usize = 256;

@@ -12,39 +12,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::path::{Path, tier};
-use crate::limits::{CHECK_ROUNDS_MAX, CHECKS_PER_ROUND, PATHS_PER_PEER};
-use crate::transport::PathKind;
+mod candidate;
 
-/// Waits between the checks of one round, while a path has not answered: dense while both ends open their NATs.
-const ROUND: [Duration; CHECKS_PER_ROUND] = [
-    Duration::from_millis(50),
-    Duration::from_millis(100),
-    Duration::from_millis(150),
-    Duration::from_millis(300),
-    Duration::from_millis(600),
-    Duration::from_millis(1200),
-];
-/// Between two rounds for a path that does not answer; doubles with each.
-const ROUND_PAUSE: Duration = Duration::from_secs(30);
+use super::path::{Path, tier};
+use crate::limits::{CHECKS_PER_ROUND, PATHS_PER_PEER};
+use crate::transport::PathKind;
+use candidate::{ANSWER_WAIT, Candidate, MISSED_MAX, Sent, State};
+
 /// Between two checks of the selected path: it carries data, which tells as much.
 const SELECTED_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two checks of a standby: below every NAT's shortest timeout (25 s at most).
 const STANDBY_INTERVAL: Duration = Duration::from_secs(15);
-/// Between two checks of a selected path that is in doubt, and of its standbys meanwhile.
-const DOUBT_INTERVAL: Duration = Duration::from_millis(200);
-/// Shortest and longest wait for the answer to a check.
-const ANSWER_WAIT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(1000));
-/// Checks without an answer before a path is dead.
-const MISSED_MAX: u32 = 3;
 /// Within one tier a path has to be this much faster to be worth a change.
 const FASTER: Duration = Duration::from_millis(5);
-/// Between two checks of a path that answered once and does not now: an outage ends when it ends.
-const RETURN_INTERVAL: Duration = Duration::from_millis(400);
-/// How many of those. Later the path is asked in rounds, like a new one.
-const RETURN_CHECKS: u32 = 150;
-/// How long a path is avoided after it failed or its quality fell; doubles with each time, up to 32 times.
-const AVOIDED: Duration = Duration::from_secs(10);
 /// Share of lost packets, in thousandths, from which a path is avoided if there is another.
 const LOSS_MAX_PERMILLE: u32 = 150;
 /// A path this many times slower than another, and by this much, is avoided even if its tier is better.
@@ -70,47 +50,6 @@ pub enum PathEvent {
     Selected(Path),
     /// No path answers any more; the one in use stays in use until another does.
     Lost,
-}
-
-#[derive(Debug)]
-struct Candidate {
-    kind: PathKind,
-    state: State,
-    next_check: Option<Instant>,
-    /// The checks that may still be answered, newest first.
-    sent: VecDeque<Sent>,
-    /// Whether the newest of them still may, for all that is decided.
-    waiting: bool,
-    avoided_until: Option<Instant>,
-    avoided_times: u32,
-    /// An answer to a datagram of the size that the connection uses was seen.
-    proven: u16,
-    /// Padded checks in a row without an answer.
-    unproven_tries: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum State {
-    /// No answer yet: which check of the round is next, and how many rounds there were.
-    Unanswered {
-        tries: usize,
-        rounds: u32,
-    },
-    /// It answered before: how often it was asked since.
-    Silent {
-        tries: u32,
-    },
-    Answers {
-        round_trip: Duration,
-        missed: u32,
-    },
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Sent {
-    number: u32,
-    at: Instant,
-    padded_to: u16,
 }
 
 /// All paths to one peer.
@@ -478,86 +417,6 @@ impl PathSelection {
 impl Default for PathSelection {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Candidate {
-    fn new(at: Instant, kind: PathKind) -> Self {
-        Self {
-            kind,
-            state: State::Unanswered { tries: 0, rounds: 0 },
-            next_check: Some(at),
-            sent: VecDeque::new(),
-            waiting: false,
-            avoided_until: None,
-            avoided_times: 0,
-            proven: 0,
-            unproven_tries: 0,
-        }
-    }
-
-    fn check_by(&mut self, at: Instant) {
-        self.next_check = Some(self.next_check.map_or(at, |next| next.min(at)));
-    }
-
-    fn avoid(&mut self, now: Instant) {
-        self.avoided_until = Some(now + AVOIDED * 2u32.pow(self.avoided_times));
-        self.avoided_times = (self.avoided_times + 1).min(5);
-    }
-
-    fn is_avoided(&self, now: Instant) -> bool {
-        self.avoided_until.is_some_and(|until| until > now)
-    }
-
-    /// When the check under way counts as missed.
-    fn answer_by(&self) -> Option<Instant> {
-        let newest = self.sent.front().filter(|_| self.waiting)?.at;
-        Some(match self.state {
-            State::Unanswered { tries, .. } => newest + ROUND[tries.min(CHECKS_PER_ROUND - 1)],
-            State::Silent { .. } => newest + RETURN_INTERVAL,
-            State::Answers { round_trip, .. } => newest + (round_trip * 2).clamp(ANSWER_WAIT.0, ANSWER_WAIT.1),
-        })
-    }
-
-    /// The check under way was not answered. True when the path is dead with it.
-    fn on_missed(&mut self, now: Instant, doubt: bool) -> bool {
-        self.waiting = false;
-        let padded = self.sent.front().is_some_and(|sent| sent.padded_to > 0);
-        self.next_check = Some(now);
-        match &mut self.state {
-            State::Unanswered { tries, rounds } => {
-                *tries += 1;
-                if *tries >= CHECKS_PER_ROUND {
-                    *tries = 0;
-                    *rounds += 1;
-                    let pause = ROUND_PAUSE * 2u32.pow((*rounds - 1).min(5));
-                    self.next_check = (*rounds < CHECK_ROUNDS_MAX).then(|| now + pause);
-                }
-                false
-            }
-            State::Silent { tries } => {
-                *tries += 1;
-                if *tries >= RETURN_CHECKS {
-                    self.state = State::Unanswered { tries: 0, rounds: 0 };
-                }
-                false
-            }
-            State::Answers { .. } if padded => {
-                self.unproven_tries += 1;
-                false
-            }
-            State::Answers { missed, .. } => {
-                *missed += 1;
-                let dead = *missed >= MISSED_MAX;
-                if doubt {
-                    self.next_check = Some(now + DOUBT_INTERVAL);
-                }
-                if dead {
-                    self.state = State::Silent { tries: 0 };
-                }
-                dead
-            }
-        }
     }
 }
 

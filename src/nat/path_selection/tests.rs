@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::*;
+use crate::limits::CHECK_ROUNDS_MAX;
 use crate::nat::path::Via;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
