@@ -198,3 +198,9 @@ pub const RELAY_SERVERS: usize = 16;
 
 /// Longest user name, and longest password, for a TURN server, in bytes. Longer: as above, and refused by our own server.
 pub const TURN_CREDENTIAL_MAX_BYTES: usize = 256;
+
+/// STUN messages that wait on one socket for whoever handles them. More: dropped and counted.
+pub const SOCKET_STUN_WAITING: usize = 256;
+
+/// Relayed datagrams that wait for QUIC on one socket. More: dropped and counted, as a full socket does.
+pub const SOCKET_INJECTED: usize = 4096;

@@ -9,7 +9,7 @@ use quinn::SendDatagramError;
 use super::errors::connection_error;
 use super::flush::FlushSet;
 use super::inbound::Inbound;
-use super::path_socket::{Paths, RouteGuard};
+use super::paths::{Paths, RouteGuard};
 use super::peer_state::Live;
 use super::stream_pool::StreamPool;
 use super::streams::{Link, open};
@@ -85,7 +85,7 @@ impl Connection for QuicConnection {
             peer_id: self.peer,
             transport: TransportKind::Quic,
             dialled: self.dialled,
-            remote_address: self.paths.real_address(&self.link.quinn.remote_address()),
+            remote_address: self.paths.path(&self.link.quinn.remote_address()).map(|path| path.remote),
             path: PathKind::Direct,
         }
     }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::connection::{Established, QuicConnection};
 use super::errors::connection_error;
 use super::hello;
-use super::path_socket::RouteGuard;
+use super::paths::RouteGuard;
 use super::transport::QuicTransportImpl;
 use crate::address::PeerAddress;
 use crate::ids::PeerId;
@@ -67,7 +67,9 @@ impl Race<'_> {
                     self.running.retain(|running| *running != failure.virtual_address);
                     if let Some(stranger) = failure.answered_from {
                         self.candidates.retain(|candidate| !same_address(candidate, &stranger));
-                        self.launch();
+                        if !self.candidates.is_empty() {
+                            self.launch();
+                        }
                     }
                     error = failure.error;
                 }
@@ -90,7 +92,7 @@ impl Race<'_> {
                 let attempted = attempt(&transport, peer, route).await;
                 attempted.map_err(|(error, _route)| Failure {
                     virtual_address,
-                    answered_from: transport.paths.real_address(&virtual_address),
+                    answered_from: transport.paths.path(&virtual_address).map(|path| path.remote),
                     error,
                 })
             });

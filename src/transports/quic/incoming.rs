@@ -10,7 +10,7 @@ use super::connection::{Established, QuicConnection};
 use super::dial::authenticated_peer;
 use super::errors::connection_error;
 use super::hello;
-use super::path_socket::RouteGuard;
+use super::paths::RouteGuard;
 use super::transport::QuicTransportImpl;
 use crate::transport::{CloseReason, Connection, TransportError};
 

@@ -9,6 +9,7 @@
 
 mod connection;
 mod counters;
+mod demux;
 mod dial;
 mod errors;
 mod flush;
@@ -17,6 +18,7 @@ mod inbound;
 mod incoming;
 mod options;
 mod path_socket;
+mod paths;
 mod peer_state;
 mod pool;
 mod queue;
@@ -24,6 +26,7 @@ mod routes;
 mod stream_pool;
 mod streams;
 mod transport;
+mod udp;
 mod wire;
 
 pub use options::QuicTransportOptions;

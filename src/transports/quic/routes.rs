@@ -1,18 +1,26 @@
-//! Which virtual address stands for which real one: the table below [`PathSocket`](super::path_socket::PathSocket).
+//! Which virtual address stands for which paths: the table below [`PathSocket`](super::path_socket::PathSocket).
 //!
 //! QUIC sees a peer under one stable virtual address (a random unique local IPv6 address) while the datagrams may travel
-//! to one of several real ones. A plain data structure: no socket, no clock, randomness handed in. It is bounded; the
+//! by one of several paths. A plain data structure: no socket, no clock, randomness handed in. It is bounded; the
 //! clock algorithm (second chance) picks what to forget among routes that no connection holds.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tokio::sync::Notify;
+
+use crate::limits::PATHS_PER_PEER;
+use crate::nat::path::Path;
 
 /// Connection ids of our own that a probing route remembers: one per attempt that shares it. More: the oldest is forgotten.
 const PROBE_IDS: usize = 8;
+/// Datagrams of a dial that are kept for candidates that become known later: the first flight, not more.
+const FLIGHT_DATAGRAMS: usize = 4;
 /// Virtual addresses have no ports; quinn wants one that is not 0.
 const VIRTUAL_PORT: u16 = 1;
 /// The first byte of a QUIC long header has these bits set (RFC 9000, section 17.2).
@@ -25,13 +33,15 @@ const CONNECTION_ID_MAX_BYTES: usize = 20;
 pub(super) enum Route {
     /// A dial in progress: everything is sent to all candidates until one of them answers.
     Probing {
-        /// Where the peer may be.
-        candidates: Vec<SocketAddr>,
+        /// How the peer may be reached.
+        candidates: Vec<Path>,
         /// The connection ids we sent as ours; an answer repeats one of them.
         ids: VecDeque<Vec<u8>>,
+        /// What was sent last, for candidates that become known later.
+        flight: VecDeque<Vec<u8>>,
     },
-    /// The one address that the peer answered from.
-    Settled(SocketAddr),
+    /// The one path that is in use.
+    Settled(Path),
 }
 
 #[derive(Debug)]
@@ -41,13 +51,35 @@ struct Slot {
     pins: u32,
     /// Used since the last time that the table looked for something to forget.
     used: bool,
+    /// Paths besides the one in use whose datagrams are this peer's: proved by authenticated checks.
+    attached: Vec<Path>,
+    traffic: Traffic,
 }
 
-/// The table. Every real address belongs to at most one virtual address.
+/// What goes and comes on a route, for whoever watches over its paths.
+#[derive(Debug, Default)]
+struct Traffic {
+    /// When the first datagram was sent after the last one that came.
+    unanswered_since: Option<Instant>,
+    send_failed: bool,
+    /// Told once of the next datagram that is sent, or could not be.
+    watcher: Option<Arc<Notify>>,
+}
+
+/// What was seen of a route's traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// Since when nothing came although something was sent.
+    pub(super) unanswered_since: Option<Instant>,
+    /// Whether sending failed since the last time that was asked.
+    pub(super) send_failed: bool,
+}
+
+/// The table. Every path belongs to at most one virtual address.
 #[derive(Debug)]
 pub(super) struct RouteTable {
     slots: HashMap<SocketAddr, Slot>,
-    by_real: HashMap<SocketAddr, SocketAddr>,
+    by_path: HashMap<Path, SocketAddr>,
     /// The virtual addresses in the order in which they are considered for eviction.
     order: VecDeque<SocketAddr>,
     limit: usize,
@@ -58,7 +90,7 @@ impl RouteTable {
     /// An empty table of at most `limit` routes.
     pub(super) fn new(limit: usize, seed: [u8; 32]) -> Self {
         let random = ChaCha8Rng::from_seed(seed);
-        Self { slots: HashMap::new(), by_real: HashMap::new(), order: VecDeque::new(), limit, random }
+        Self { slots: HashMap::new(), by_path: HashMap::new(), order: VecDeque::new(), limit, random }
     }
 
     /// Routes now.
@@ -76,11 +108,11 @@ impl RouteTable {
     /// Candidates that no connection holds share a fresh virtual address. A candidate that a connection already holds is
     /// dialled under the address it has: moving it would let a peer whose record lists a foreign address cut that
     /// connection. Empty when the table is full of pinned routes.
-    pub(super) fn dial(&mut self, candidates: &[SocketAddr]) -> Vec<SocketAddr> {
+    pub(super) fn dial(&mut self, candidates: &[Path]) -> Vec<SocketAddr> {
         let mut dialled = Vec::new();
         let mut free = Vec::new();
-        for real in candidates {
-            match self.by_real.get(real).copied() {
+        for path in candidates {
+            match self.by_path.get(path).copied() {
                 Some(held) if self.slots.get(&held).is_some_and(|slot| slot.pins > 0) => {
                     if !dialled.contains(&held) {
                         dialled.push(held);
@@ -88,14 +120,16 @@ impl RouteTable {
                 }
                 Some(unused) => {
                     self.forget(&unused);
-                    free.push(*real);
+                    free.push(*path);
                 }
-                None if free.contains(real) => {}
-                None => free.push(*real),
+                None if free.contains(path) => {}
+                None => free.push(*path),
             }
         }
-        if !free.is_empty() {
-            dialled.extend(self.insert(Route::Probing { candidates: free, ids: VecDeque::new() }));
+        // Also without any: relays may bring some.
+        if !free.is_empty() || candidates.is_empty() {
+            let (ids, flight) = Default::default();
+            dialled.extend(self.insert(Route::Probing { candidates: free, ids, flight }));
         }
         dialled.retain(|virtual_address| self.pin(virtual_address));
         dialled
@@ -115,9 +149,13 @@ impl RouteTable {
         }
     }
 
-    /// Notes our connection id of a packet that goes out on a probing route.
+    /// Notes what goes out on a probing route: our connection id, and the datagram for later candidates.
     pub(super) fn on_probe(&mut self, virtual_address: &SocketAddr, packet: &[u8]) {
-        let Some(Slot { route: Route::Probing { ids, .. }, .. }) = self.slots.get_mut(virtual_address) else { return };
+        let Some(Slot { route: Route::Probing { ids, flight, .. }, .. }) = self.slots.get_mut(virtual_address) else {
+            return;
+        };
+        flight.truncate(FLIGHT_DATAGRAMS - 1);
+        flight.push_front(packet.to_vec());
         let Some((_, source)) = connection_ids(packet) else { return };
         if !ids.iter().any(|id| id == source) {
             ids.truncate(PROBE_IDS - 1);
@@ -125,26 +163,128 @@ impl RouteTable {
         }
     }
 
-    /// The virtual address of a datagram from `real`, and whether it settled a dial; `None` when the table is full.
+    /// One more path for a dial that nobody answered yet; returns what was sent to the others so far, oldest first.
+    /// Nothing for a path that another route holds, or when the dial was answered meanwhile.
+    pub(super) fn add_candidate(&mut self, virtual_address: &SocketAddr, path: Path) -> Vec<Vec<u8>> {
+        if !self.claim(virtual_address, path) {
+            return Vec::new();
+        }
+        match self.slots.get_mut(virtual_address).map(|slot| &mut slot.route) {
+            Some(Route::Probing { candidates, flight, .. }) if candidates.len() < PATHS_PER_PEER => {
+                if !candidates.contains(&path) {
+                    candidates.push(path);
+                    return flight.iter().rev().cloned().collect();
+                }
+                Vec::new()
+            }
+            Some(Route::Probing { .. } | Route::Settled(_)) | None => Vec::new(),
+        }
+    }
+
+    /// An authenticated check came by this path: what comes by it is this peer's from now on. A path that another connection
+    /// holds stays there.
+    pub(super) fn attach(&mut self, virtual_address: &SocketAddr, path: Path) -> bool {
+        let known = self.by_path.get(&path) == Some(virtual_address);
+        if known || !self.claim(virtual_address, path) {
+            return known;
+        }
+        let Some(slot) = self.slots.get_mut(virtual_address) else { return false };
+        if slot.attached.len() >= PATHS_PER_PEER {
+            let oldest = slot.attached.remove(0);
+            self.by_path.remove(&oldest);
+        }
+        slot.attached.push(path);
+        true
+    }
+
+    /// Sends by this path from now on. The one before stays attached: what is on its way still arrives.
+    pub(super) fn select(&mut self, virtual_address: &SocketAddr, path: Path) {
+        if !self.attach(virtual_address, path) {
+            return;
+        }
+        let Some(slot) = self.slots.get_mut(virtual_address) else { return };
+        slot.attached.retain(|attached| *attached != path);
+        slot.traffic.unanswered_since = None;
+        match std::mem::replace(&mut slot.route, Route::Settled(path)) {
+            Route::Settled(before) if before != path => slot.attached.push(before),
+            Route::Settled(_) => {}
+            Route::Probing { candidates, .. } => {
+                for loser in candidates.iter().filter(|loser| **loser != path) {
+                    self.by_path.remove(loser);
+                }
+            }
+        }
+    }
+
+    /// The traffic of a route since the last time; `watcher` is told of the next datagram that goes out.
+    pub(super) fn watch(&mut self, virtual_address: &SocketAddr, watcher: Option<Arc<Notify>>) -> Option<Seen> {
+        let traffic = &mut self.slots.get_mut(virtual_address)?.traffic;
+        traffic.watcher = watcher;
+        let send_failed = std::mem::take(&mut traffic.send_failed);
+        Some(Seen { unanswered_since: traffic.unanswered_since, send_failed })
+    }
+
+    /// An answer to a check says as much as a datagram of the connection.
+    pub(super) fn on_answer(&mut self, virtual_address: &SocketAddr) {
+        if let Some(slot) = self.slots.get_mut(virtual_address) {
+            slot.traffic.unanswered_since = None;
+        }
+    }
+
+    /// A datagram goes out on a route.
+    pub(super) fn on_send(&mut self, virtual_address: &SocketAddr, now: impl FnOnce() -> Instant) {
+        let Some(slot) = self.slots.get_mut(virtual_address) else { return };
+        if slot.traffic.unanswered_since.is_none() {
+            slot.traffic.unanswered_since = Some(now());
+            slot.traffic.watcher.take().inspect(|watcher| watcher.notify_one());
+        }
+    }
+
+    /// A datagram could not be sent by this path.
+    pub(super) fn on_send_error(&mut self, path: &Path) {
+        let Some(slot) = self.by_path.get(path).and_then(|address| self.slots.get_mut(address)) else { return };
+        if slot.route == Route::Settled(*path) {
+            slot.traffic.send_failed = true;
+            slot.traffic.watcher.take().inspect(|watcher| watcher.notify_one());
+        }
+    }
+
+    /// The virtual address of a datagram that came by `path`, which may settle a dial; `None` when the table is full.
     ///
     /// Only an answer to our own packet settles a dial: a stray datagram from a candidate does not.
-    pub(super) fn on_receive(&mut self, real: SocketAddr, packet: &[u8]) -> Option<SocketAddr> {
-        let Some(virtual_address) = self.by_real.get(&real).copied() else {
-            return self.insert(Route::Settled(real));
+    pub(super) fn on_receive(&mut self, path: Path, packet: &[u8]) -> Option<SocketAddr> {
+        let Some(virtual_address) = self.by_path.get(&path).copied() else {
+            return self.insert(Route::Settled(path));
         };
         let slot = self.slots.get_mut(&virtual_address)?;
         slot.used = true;
-        if let Route::Probing { candidates, ids } = &mut slot.route {
+        slot.traffic.unanswered_since = None;
+        if let Route::Probing { candidates, ids, .. } = &mut slot.route {
             let answered = connection_ids(packet).is_some_and(|(ours, _)| ids.iter().any(|id| id == ours));
             if answered {
                 let losers = std::mem::take(candidates);
-                slot.route = Route::Settled(real);
-                for loser in losers.iter().filter(|loser| **loser != real) {
-                    self.by_real.remove(loser);
+                slot.route = Route::Settled(path);
+                for loser in losers.iter().filter(|loser| **loser != path) {
+                    self.by_path.remove(loser);
                 }
             }
         }
         Some(virtual_address)
+    }
+
+    /// Makes a path this route's, unless a connection or dial holds it elsewhere.
+    fn claim(&mut self, virtual_address: &SocketAddr, path: Path) -> bool {
+        if !self.slots.contains_key(virtual_address) {
+            return false;
+        }
+        match self.by_path.get(&path).copied() {
+            Some(owner) if owner == *virtual_address => return true,
+            Some(owner) if self.slots.get(&owner).is_some_and(|slot| slot.pins > 0) => return false,
+            Some(owner) => self.forget(&owner),
+            None => {}
+        }
+        self.by_path.insert(path, *virtual_address);
+        true
     }
 
     fn insert(&mut self, route: Route) -> Option<SocketAddr> {
@@ -159,13 +299,14 @@ impl RouteTable {
         };
         match &route {
             Route::Probing { candidates, .. } => {
-                self.by_real.extend(candidates.iter().map(|real| (*real, virtual_address)));
+                self.by_path.extend(candidates.iter().map(|path| (*path, virtual_address)));
             }
-            Route::Settled(real) => {
-                self.by_real.insert(*real, virtual_address);
+            Route::Settled(path) => {
+                self.by_path.insert(*path, virtual_address);
             }
         }
-        self.slots.insert(virtual_address, Slot { route, pins: 0, used: true });
+        let slot = Slot { route, pins: 0, used: true, attached: Vec::new(), traffic: Traffic::default() };
+        self.slots.insert(virtual_address, slot);
         self.order.push_back(virtual_address);
         Some(virtual_address)
     }
@@ -187,12 +328,12 @@ impl RouteTable {
 
     fn forget(&mut self, virtual_address: &SocketAddr) {
         let Some(slot) = self.slots.remove(virtual_address) else { return };
-        let reals = match slot.route {
+        let paths = match slot.route {
             Route::Probing { candidates, .. } => candidates,
-            Route::Settled(real) => vec![real],
+            Route::Settled(path) => vec![path],
         };
-        for real in reals {
-            if let Entry::Occupied(entry) = self.by_real.entry(real)
+        for path in paths.into_iter().chain(slot.attached) {
+            if let Entry::Occupied(entry) = self.by_path.entry(path)
                 && entry.get() == virtual_address
             {
                 entry.remove();
@@ -229,98 +370,4 @@ fn connection_id(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn real(port: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], port))
-    }
-
-    fn table(limit: usize) -> RouteTable {
-        RouteTable::new(limit, [7; 32])
-    }
-
-    fn long_header(destination: &[u8], source: &[u8]) -> Vec<u8> {
-        let mut packet = vec![0xc0, 0, 0, 0, 1, destination.len() as u8];
-        packet.extend_from_slice(destination);
-        packet.push(source.len() as u8);
-        packet.extend_from_slice(source);
-        packet
-    }
-
-    #[test]
-    fn a_dial_settles_on_the_candidate_that_answers_our_packet() {
-        let mut table = table(8);
-        let dialled = table.dial(&[real(1), real(2)])[0];
-        table.on_probe(&dialled, &long_header(b"theirs", b"ours"));
-        assert_eq!(table.on_receive(real(2), &long_header(b"ours", b"new")), Some(dialled));
-        assert_eq!(table.route(&dialled), Some(&Route::Settled(real(2))));
-        assert_ne!(table.on_receive(real(1), b"late"), Some(dialled), "the loser is a stranger again");
-    }
-
-    #[test]
-    fn a_stray_datagram_from_a_candidate_does_not_settle_a_dial() {
-        let mut table = table(8);
-        let dialled = table.dial(&[real(1), real(2)])[0];
-        table.on_probe(&dialled, &long_header(b"theirs", b"ours"));
-        for stray in [&b""[..], b"\x00\x01STUN", &long_header(b"other", b"new"), &[0xff; 40]] {
-            assert_eq!(table.on_receive(real(1), stray), Some(dialled));
-        }
-        assert!(matches!(table.route(&dialled), Some(Route::Probing { .. })));
-    }
-
-    #[test]
-    fn a_record_that_lists_a_connected_peers_address_cannot_move_that_peers_route() {
-        let mut table = table(8);
-        let connected = table.on_receive(real(1), b"hello").unwrap();
-        assert!(table.pin(&connected));
-        let dialled = table.dial(&[real(1), real(2)]);
-        assert_eq!(dialled[0], connected);
-        assert_eq!(table.route(&connected), Some(&Route::Settled(real(1))));
-        assert!(
-            matches!(table.route(&dialled[1]), Some(Route::Probing { candidates, .. }) if *candidates == [real(2)])
-        );
-    }
-
-    #[test]
-    fn a_flood_of_new_addresses_neither_grows_the_table_nor_evicts_a_connection() {
-        let mut table = table(16);
-        let connected = table.on_receive(real(1), b"hello").unwrap();
-        assert!(table.pin(&connected));
-        for port in 2..5000 {
-            assert!(table.on_receive(real(port), b"garbage").is_some());
-        }
-        assert_eq!(table.len(), 16);
-        assert!(table.order.len() <= 2 * 16 + 1 && table.by_real.len() == 16);
-        assert_eq!(table.on_receive(real(1), b"hello"), Some(connected));
-    }
-
-    #[test]
-    fn a_table_full_of_connections_takes_no_stranger() {
-        let mut table = table(2);
-        for port in 1..=2 {
-            let connected = table.on_receive(real(port), b"hello").unwrap();
-            assert!(table.pin(&connected));
-        }
-        assert_eq!(table.on_receive(real(3), b"hello"), None);
-        assert!(table.dial(&[real(3)]).is_empty());
-        let held = table.on_receive(real(1), b"hello").unwrap();
-        table.unpin(&held);
-        assert!(table.on_receive(real(3), b"hello").is_some());
-    }
-
-    #[test]
-    fn an_address_keeps_its_virtual_address_and_a_dead_dial_leaves_nothing() {
-        let mut table = table(8);
-        let first = table.on_receive(real(1), b"hello").unwrap();
-        assert_eq!(table.on_receive(real(1), b"again"), Some(first));
-        let dialled = table.dial(&[real(2), real(3)])[0];
-        table.unpin(&dialled);
-        assert_eq!((table.len(), table.by_real.len()), (1, 1));
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_virtual_addresses() {
-        assert_eq!(table(8).on_receive(real(1), b""), table(8).on_receive(real(1), b""));
-    }
-}
+mod tests;

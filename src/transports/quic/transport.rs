@@ -1,21 +1,22 @@
 //! The QUIC transport: a thin handle over the endpoint, its socket, its connections and its counters.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{AsyncUdpSocket, Endpoint, Runtime, ServerConfig, TimeSource, TokioRuntime};
-use socket2::{Domain, Protocol, Socket, Type};
+use quinn::{Endpoint, ServerConfig, TimeSource, TokioRuntime};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::QuicConnection;
 use super::counters::Counters;
-use super::path_socket::{PathSocket, Paths, SocketStats};
+use super::path_socket::{PathSocket, SocketStats};
+use super::paths::Paths;
 use super::peer_state::PeerStats;
 use super::pool::ConnectionPool;
 use super::queue::Queue;
+use super::udp::Udp;
 use super::wire::code;
 use super::{QuicTransportOptions, dial, incoming};
 use crate::address::PeerAddress;
@@ -31,8 +32,6 @@ use crate::transports::tls::TlsIdentity;
 const INCOMING_BUFFER_BYTES: u64 = 64 * 1024;
 /// The same for all of them.
 const INCOMING_BUFFERS_BYTES: u64 = 8 * 1024 * 1024;
-/// Size that is asked for the socket's buffers, in bytes; the system may give less.
-const SOCKET_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 /// Where the clock of address tokens starts: they never leave this process.
 const CLOCK_EPOCH: Duration = Duration::from_secs(1_000_000_000);
 
@@ -77,7 +76,7 @@ impl QuicTransport {
         let failed = |reason: String| TransportError::Bind { address: wanted, reason };
         let inner = match &options.socket {
             Some(socket) => socket.clone(),
-            None => open_socket(options.listen).map_err(|error| failed(error.to_string()))?,
+            None => Udp::open(options.listen).map_err(|error| failed(error.to_string()))?,
         };
         let seed = options.rng_seed.unwrap_or_else(rand::random);
         let (socket, paths) = PathSocket::open(inner, &seed).map_err(|error| failed(error.to_string()))?;
@@ -241,27 +240,6 @@ impl QuicTransportImpl {
             let _ = timeout_at(now + deadline, endpoint.wait_idle()).await;
         }
     }
-}
-
-/// Opens the UDP socket: where it was asked for, else on all addresses of both families, else of IPv4.
-fn open_socket(listen: Option<SocketAddr>) -> std::io::Result<Arc<dyn AsyncUdpSocket>> {
-    let socket = match listen {
-        Some(address) => bind(address)?,
-        None => bind((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into()))?,
-    };
-    TokioRuntime.wrap_udp_socket(socket)
-}
-
-fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    if address.is_ipv6() && address.ip().is_unspecified() {
-        socket.set_only_v6(false)?;
-    }
-    // Best effort: without them bursts are lost earlier, and QUIC repairs that.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
-    socket.bind(&address.into())?;
-    Ok(socket.into())
 }
 
 /// TLS and transport parameters for both directions.
