@@ -40,7 +40,7 @@
 //! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
 //! | 4 | services | [`documents`], [`connections`] |
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
-//! | 2 | pure protocol machines | [`rendezvous`], [`sync`] |
+//! | 2 | pure protocol machines | [`nat`], [`rendezvous`], [`sync`] |
 //! | 1 | ports | [`net`], [`network_interface`], [`store`], [`transport`] |
 //! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`cbor`], [`clock`], [`error`] |
 //!

@@ -204,3 +204,15 @@ pub const SOCKET_STUN_WAITING: usize = 256;
 
 /// Relayed datagrams that wait for QUIC on one socket. More: dropped and counted, as a full socket does.
 pub const SOCKET_INJECTED: usize = 4096;
+/// Largest STUN message, in bytes: an Ethernet frame's payload. Larger: dropped before it is looked at.
+pub const STUN_MESSAGE_MAX_BYTES: usize = 1500;
+
+/// Largest TURN frame that carries a peer's data, in bytes: Send and Data indications, ChannelData. Larger: a datagram is
+/// dropped; in a stream it is skipped and counted, since whoever may send to a relayed address chooses its size.
+pub const TURN_FRAME_MAX_BYTES: usize = 2048;
+
+/// Attributes in one STUN message. More: dropped before any is decoded.
+pub const STUN_MAX_ATTRIBUTES: usize = 32;
+
+/// Longest user name, password, realm or nonce of a TURN server, in bytes. Longer: refused when it is handed in or arrives.
+pub const STUN_TEXT_MAX_BYTES: usize = 508;

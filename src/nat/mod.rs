@@ -1,4 +1,15 @@
-//! NAT traversal as pure machines: no socket, no clock, no randomness of their own.
+//! Getting through NATs: STUN, TURN and path selection as pure machines, without a socket, a clock or randomness of their own.
+//!
+//! - [`stun`] is the codec: scan, authenticate, decode; seal and encode.
+//! - [`credentials`] are what a TURN server wants to see.
+//! - [`framing`] cuts a TURN server's byte stream, and wraps payloads as ChannelData.
+//! - [`path`] names the ways to a peer, [`path_selection`] decides which one is used.
+//!
+//! A driver hands every datagram that [`stun::is_stun`] recognises to the machine that talks to its sender, sends what
+//! `poll_transmit` gives, and calls `handle_timeout` when `poll_timeout` says so.
 
+pub mod credentials;
+pub mod framing;
 pub mod path;
 pub mod path_selection;
+pub mod stun;
