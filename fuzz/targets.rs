@@ -6,7 +6,9 @@
 use bytes::Bytes;
 use panda_network::frame::FrameDecoder;
 use panda_network::ids::LogId;
-use panda_network::limits::FRAME_MAX_BYTES;
+use panda_network::limits::{FRAME_MAX_BYTES, TURN_FRAME_MAX_BYTES};
+use panda_network::nat::framing::{TurnFramer, parse_channel_data};
+use panda_network::nat::stun::{Attribute, IntegrityKey, Response, Scanned, relayed};
 use panda_network::sync::wire::{ControlFrame, DocumentFrame, StreamOpen};
 use panda_network::{DocumentTicket, Operation, PeerAddress};
 
@@ -90,6 +92,52 @@ pub fn operation(data: &[u8]) -> bool {
     assert!(body.ends_with(operation.payload()));
     assert_eq!(Operation::decode(LogId::from(LOG), header, body), Ok(operation));
     true
+}
+
+/// A STUN message. Its attributes are put into a signed response, which must bring them back.
+pub fn stun(data: &[u8]) -> bool {
+    let Ok(scanned) = Scanned::scan(data) else { return false };
+    let key = IntegrityKey::short_term(b"secret");
+    assert!(scanned.check_integrity(&IntegrityKey::short_term(b"nobody's")).is_err());
+    if let Some((_, range)) = relayed::payload(&scanned) {
+        assert!(range.end <= data.len());
+    }
+    let Ok(message) = scanned.decode() else { return false };
+    let mut response = Response::success(&scanned);
+    let plain = message.attributes().iter().filter(|attribute| !matches!(attribute, Attribute::Padding(_)));
+    for attribute in plain.clone() {
+        response = response.with(attribute.clone());
+    }
+    // Too large with a signature, or too many.
+    let Ok(again) = response.encode(Some(&key)) else { return true };
+    let scanned = Scanned::scan(&again).expect("what we encode is in bounds");
+    assert_eq!(scanned.check_integrity(&key), Ok(()));
+    assert!(scanned.decode().expect("what we encode is valid").attributes().iter().eq(plain));
+    true
+}
+
+/// A TURN stream, cut into chunks as long as the first byte says. True when it is frames to its end.
+pub fn turn_stream(data: &[u8]) -> bool {
+    let Some((&chunk, stream)) = data.split_first() else { return false };
+    let (mut framer, mut taken) = (TurnFramer::new(), 0);
+    for chunk in stream.chunks(usize::from(chunk).max(1)) {
+        framer.push(chunk);
+        loop {
+            match framer.next_frame() {
+                Ok(Some(frame)) => {
+                    assert!((1..=TURN_FRAME_MAX_BYTES).contains(&frame.len()));
+                    taken += frame.len();
+                    if let Some((_, payload)) = parse_channel_data(&frame) {
+                        assert!(frame.len() - payload.end < 4, "the rest is padding");
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => return false,
+            }
+        }
+    }
+    assert!(taken <= stream.len());
+    taken == stream.len()
 }
 
 fn frame_survives<T: PartialEq + std::fmt::Debug, E: PartialEq + std::fmt::Debug>(

@@ -38,15 +38,16 @@
 //! | floor | | modules |
 //! |---|---|---|
 //! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
-//! | 4 | services | [`documents`], [`connections`] |
+//! | 4 | services | [`documents`], [`connections`], `relay` |
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
-//! | 2 | pure protocol machines | [`rendezvous`], [`sync`] |
+//! | 2 | pure protocol machines | [`nat`], [`rendezvous`], [`sync`] |
 //! | 1 | ports | [`net`], [`network_interface`], [`store`], [`transport`] |
 //! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`cbor`], [`clock`], [`error`] |
 //!
 //! # Features
 //!
 //! - none: the node, with QUIC and SQLite.
+//! - `relay`: the server that a cooperative runs for its nodes.
 //! - `sim`: the simulated network, a test harness.
 //! - `cli`: what the binary `panda` needs.
 
@@ -66,10 +67,13 @@ pub mod frame;
 pub mod identity;
 pub mod ids;
 pub mod limits;
+pub mod nat;
 pub mod net;
 pub mod network_interface;
 pub mod operation;
 pub mod panda_network;
+#[cfg(feature = "relay")]
+pub mod relay;
 pub mod rendezvous;
 #[cfg(feature = "sim")]
 #[allow(clippy::panic, clippy::print_stderr, reason = "a test harness prints its seed and ends the test")]

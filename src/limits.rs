@@ -169,6 +169,19 @@ pub const STREAMS_WAITING: usize = STREAMS_PER_CONNECTION as usize;
 /// How long a peer may leave a new stream without the byte that says what it is, or a request without its end.
 pub const STREAM_TYPE_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Largest STUN message, in bytes: an Ethernet frame's payload. Larger: dropped before it is looked at.
+pub const STUN_MESSAGE_MAX_BYTES: usize = 1500;
+
+/// Largest TURN frame that carries a peer's data, in bytes: Send and Data indications, ChannelData. Larger: a datagram is
+/// dropped; in a stream it is skipped and counted, since whoever may send to a relayed address chooses its size.
+pub const TURN_FRAME_MAX_BYTES: usize = 2048;
+
+/// Attributes in one STUN message. More: dropped before any is decoded.
+pub const STUN_MAX_ATTRIBUTES: usize = 32;
+
+/// Longest user name, password, realm or nonce of a TURN server, in bytes. Longer: refused when it is handed in or arrives.
+pub const STUN_TEXT_MAX_BYTES: usize = 508;
+
 /// Largest sealed signal that a relay passes on, in bytes. Larger: the session with the relay is closed.
 pub const SIGNAL_SEALED_MAX_BYTES: usize = 4096;
 

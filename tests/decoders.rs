@@ -6,10 +6,17 @@
 #[path = "../fuzz/targets.rs"]
 mod targets;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use p2panda_core::{Hash, Header, SigningKey};
 use panda_network::identity::Identity;
 use panda_network::ids::{DocumentId, DocumentKey, PeerId};
+use panda_network::nat::framing::put_channel_data;
+use panda_network::nat::stun::{
+    AddressFamily, Attribute, ChannelNumber, ErrorCode, IntegrityKey, Request, Response, Scanned, TransactionId,
+    relayed,
+};
 use panda_network::operation::Head;
 use panda_network::sync::tokens::{Role, Token};
 use panda_network::sync::wire::{ControlFrame, DocumentFrame, Refusal, StreamOpen};
@@ -156,6 +163,58 @@ fn operations() -> Vec<Vec<u8>> {
         sign(7, Some(Hash::from([5; 32])), &[7; 300]),
         sign(u32::MAX, Some([6; 32].into()), b""),
     ]
+}
+
+/// Without FINGERPRINT and MESSAGE-INTEGRITY, or hardly a mutation would get past them, and with them.
+fn stun_messages() -> Vec<Vec<u8>> {
+    let (id, key) = (TransactionId::from_random([7; 12]), IntegrityKey::short_term(b"secret"));
+    let texts = [Attribute::Username("7:anna".into()), Attribute::Realm("r".into()), Attribute::Nonce("n".into())];
+    let addresses = ["192.0.2.1:7000", "[2001:db8::1]:7000"].map(|text| text.parse().unwrap());
+    let channel = ChannelNumber::new(0x4001).unwrap();
+    let requests = [
+        Request::binding().with(Attribute::ChangeRequest { ip: true, port: false }),
+        Request::binding().with(Attribute::Priority(7)).with(texts[0].clone()).padded_to(300),
+        texts.iter().cloned().fold(Request::allocate(AddressFamily::V6, Duration::from_secs(600)), Request::with),
+        Request::channel_bind(channel, addresses[0]),
+        Request::create_permission(addresses[1].ip()),
+    ];
+    let mut samples: Vec<_> = requests.iter().map(|request| request.seal(id, None).unwrap().bytes().to_vec()).collect();
+    let request = requests[0].seal(id, None).unwrap();
+    let request = Scanned::scan(request.bytes()).unwrap();
+    let response = addresses.iter().fold(Response::success(&request), |response, address| {
+        let all: [fn(_) -> Attribute; 3] =
+            [Attribute::XorMappedAddress, Attribute::XorRelayedAddress, Attribute::OtherAddress];
+        all.iter().fold(response, |response, attribute| response.with(attribute(*address)))
+    });
+    samples.push(response.encode(None).unwrap());
+    samples.push(Response::unknown_attributes(&request, &[0x0018, 0x7FFF]).encode(None).unwrap());
+    samples.push(Response::error(&request, ErrorCode::StaleNonce).encode(None).unwrap());
+    for sample in &mut samples {
+        sample.truncate(sample.len() - 8);
+        sample[3] -= 8;
+    }
+    samples.push(requests[1].seal(id, Some(&key)).unwrap().bytes().to_vec());
+    for address in addresses {
+        samples.push(Vec::new());
+        assert!(relayed::put_send(id, address, b"a payload", samples.last_mut().unwrap()));
+    }
+    samples
+}
+
+#[test]
+fn a_stun_message_is_understood_or_dropped() {
+    let taken = feed(targets::stun, &stun_messages(), 200_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
+}
+
+#[test]
+fn a_turn_stream_is_cut_or_refused() {
+    let mut frame = Vec::new();
+    assert!(put_channel_data(ChannelNumber::MIN, b"12345", true, &mut frame));
+    let stream = [&stun_messages().concat()[..], &frame].concat();
+    let samples: Vec<_> = [1u8, 3, 64, 255].iter().map(|chunk| [&[*chunk][..], &stream].concat()).collect();
+    let taken = feed(targets::turn_stream, &samples, 50_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
 }
 
 #[test]

@@ -1,0 +1,12 @@
+//! Getting through NATs: STUN and TURN as pure protocol machines, without a socket, a clock or randomness of their own.
+//!
+//! - [`stun`] is the codec: scan, authenticate, decode; seal and encode.
+//! - [`credentials`] are what a TURN server wants to see.
+//! - [`framing`] cuts a TURN server's byte stream, and wraps payloads as ChannelData.
+//!
+//! A driver hands every datagram that [`stun::is_stun`] recognises to the machine that talks to its sender, sends what
+//! `poll_transmit` gives, and calls `handle_timeout` when `poll_timeout` says so.
+
+pub mod credentials;
+pub mod framing;
+pub mod stun;
