@@ -38,7 +38,7 @@
 //! | floor | | modules |
 //! |---|---|---|
 //! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
-//! | 4 | services | [`documents`], [`connections`] |
+//! | 4 | services | [`documents`], [`connections`], `relay` |
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
 //! | 2 | pure protocol machines | [`nat`], [`rendezvous`], [`sync`] |
 //! | 1 | ports | [`net`], [`network_interface`], [`store`], [`transport`] |
@@ -47,6 +47,7 @@
 //! # Features
 //!
 //! - none: the node, with QUIC and SQLite.
+//! - `relay`: the server that a cooperative runs for its nodes.
 //! - `sim`: the simulated network, a test harness.
 //! - `cli`: what the binary `panda` needs.
 
@@ -71,6 +72,8 @@ pub mod net;
 pub mod network_interface;
 pub mod operation;
 pub mod panda_network;
+#[cfg(feature = "relay")]
+pub mod relay;
 pub mod rendezvous;
 #[cfg(feature = "sim")]
 #[allow(clippy::panic, clippy::print_stderr, reason = "a test harness prints its seed and ends the test")]

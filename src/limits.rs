@@ -178,6 +178,19 @@ pub const CHECKS_PER_ROUND: usize = 6;
 /// Rounds on a path that never answered, minutes apart. Then it is left alone until the network changes.
 pub const CHECK_ROUNDS_MAX: u32 = 4;
 
+/// Largest STUN message, in bytes: an Ethernet frame's payload. Larger: dropped before it is looked at.
+pub const STUN_MESSAGE_MAX_BYTES: usize = 1500;
+
+/// Largest TURN frame that carries a peer's data, in bytes: Send and Data indications, ChannelData. Larger: a datagram is
+/// dropped; in a stream it is skipped and counted, since whoever may send to a relayed address chooses its size.
+pub const TURN_FRAME_MAX_BYTES: usize = 2048;
+
+/// Attributes in one STUN message. More: dropped before any is decoded.
+pub const STUN_MAX_ATTRIBUTES: usize = 32;
+
+/// Longest user name, password, realm or nonce of a TURN server, in bytes. Longer: refused when it is handed in or arrives.
+pub const STUN_TEXT_MAX_BYTES: usize = 508;
+
 /// Largest sealed signal that a relay passes on, in bytes. Larger: the session with the relay is closed.
 pub const SIGNAL_SEALED_MAX_BYTES: usize = 4096;
 
@@ -207,12 +220,54 @@ pub const SOCKET_INJECTED: usize = 4096;
 /// Largest STUN message, in bytes: an Ethernet frame's payload. Larger: dropped before it is looked at.
 pub const STUN_MESSAGE_MAX_BYTES: usize = 1500;
 
-/// Largest TURN frame that carries a peer's data, in bytes: Send and Data indications, ChannelData. Larger: a datagram is
-/// dropped; in a stream it is skipped and counted, since whoever may send to a relayed address chooses its size.
-pub const TURN_FRAME_MAX_BYTES: usize = 2048;
 
-/// Attributes in one STUN message. More: dropped before any is decoded.
-pub const STUN_MAX_ATTRIBUTES: usize = 32;
+/// Addresses that are taken from the answer to one name. More: the rest is left out.
+pub const RESOLVED_ADDRESSES: usize = 16;
+
+/// How long both ends of a forwarding flow may be silent before a relay ends it.
+pub const RELAY_FLOW_IDLE: Duration = Duration::from_secs(60);
 
 /// Longest user name, password, realm or nonce of a TURN server, in bytes. Longer: refused when it is handed in or arrives.
 pub const STUN_TEXT_MAX_BYTES: usize = 508;
+
+/// Datagrams that wait in a relay for an end that has not shown its address yet, per end. More: dropped and counted.
+pub const RELAY_FLOW_QUEUE: usize = 4;
+
+/// Frames that wait in a relay for a slow client. More: its session is closed.
+pub const RELAY_SESSION_QUEUE: usize = 128;
+
+/// Frames over its quota that a relay forgives a client before it closes the session.
+pub const RELAY_REFUSALS_PER_SESSION: u32 = 1024;
+
+/// Largest datagram that a relay takes on any of its ports, in bytes. Larger: cut off, which whoever gets it notices.
+pub const RELAY_DATAGRAM_MAX_BYTES: usize = 2048;
+
+/// Longest one-way time that a punch is delayed for. Whoever is further away starts late.
+pub const PUNCH_DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// How long TURN credentials that a relay makes are good for. Nodes ask for new ones before.
+pub const TURN_CREDENTIAL_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// How long a nonce of our TURN server is good for. Older: 438 with a new one.
+pub const TURN_NONCE_LIFETIME: Duration = Duration::from_secs(600);
+
+/// How long an allocation lives that does not ask for more (RFC 8656, section 3.2).
+pub const TURN_LIFETIME: Duration = Duration::from_secs(600);
+
+/// How long an allocation lives at most without a refresh.
+pub const TURN_LIFETIME_MAX: Duration = Duration::from_secs(3600);
+
+/// Permissions of one allocation. More: 508.
+pub const TURN_PERMISSIONS: usize = 128;
+
+/// Channels of one allocation. More: 508.
+pub const TURN_CHANNELS: usize = 128;
+
+/// Frames that wait in a relay for a slow TURN client's stream. More: dropped, as a network would.
+pub const TURN_STREAM_QUEUE: usize = 256;
+
+/// Addresses that a relay counts STUN requests of. More: those that asked nothing lately are forgotten, or new ones dropped.
+pub const STUN_ADDRESSES: usize = 65_536;
+
+/// How long a relay waits for a TLS handshake, or for a client to take what was sent. Longer: the connection is closed.
+pub const RELAY_STREAM_DEADLINE: Duration = Duration::from_secs(10);

@@ -1,4 +1,7 @@
-//! The adapters of the port in [`crate::transport`]: one folder per transport, and the TLS identity that they share.
+//! The adapters of the ports [`crate::transport`] and [`crate::net`]: one folder per transport, the TLS identity that they
+//! share, and the operating system's network.
 
+pub mod host;
 pub mod quic;
+pub mod stream;
 pub mod tls;

@@ -68,16 +68,45 @@ impl TlsIdentity {
         })
     }
 
-    /// The configuration to dial with. Dial with [`server_name`] of the peer, or the handshake fails.
+    /// The configuration to dial with, for [`ALPN`]; other protocols put theirs into it. Dial with [`server_name`] of the peer, or the handshake fails.
     ///
     /// # Errors
     /// [`TlsError`] when the crypto provider lacks TLS 1.3.
     pub fn client(&self) -> Result<ClientConfig, TlsError> {
+        self.client_with(true)
+    }
+
+    /// The configuration to dial a peer whose key is not known: whoever answers is taken. [`peer_id`] of its certificate
+    /// says who that is. Only for servers that need not be trusted.
+    ///
+    /// # Errors
+    /// [`TlsError`] when the crypto provider lacks TLS 1.3.
+    pub fn client_of_anyone(&self) -> Result<ClientConfig, TlsError> {
+        self.client_with(false)
+    }
+
+    /// The configuration to accept with.
+    ///
+    /// # Errors
+    /// [`TlsError`] when the crypto provider lacks TLS 1.3.
+    pub fn server(&self) -> Result<ServerConfig, TlsError> {
+        self.server_with(true)
+    }
+
+    /// The configuration to accept also those who show no certificate: then nobody is known to be at the other end.
+    ///
+    /// # Errors
+    /// [`TlsError`] when the crypto provider lacks TLS 1.3.
+    pub fn server_for_anyone(&self) -> Result<ServerConfig, TlsError> {
+        self.server_with(false)
+    }
+
+    fn client_with(&self, pinned: bool) -> Result<ClientConfig, TlsError> {
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| TlsError(error.to_string()))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(DialledPeer(self.provider.clone())))
+            .with_custom_certificate_verifier(Arc::new(DialledPeer { provider: self.provider.clone(), pinned }))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.certified.clone())));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.enable_sni = false;
@@ -86,15 +115,11 @@ impl TlsIdentity {
         Ok(config)
     }
 
-    /// The configuration to accept with.
-    ///
-    /// # Errors
-    /// [`TlsError`] when the crypto provider lacks TLS 1.3.
-    pub fn server(&self) -> Result<ServerConfig, TlsError> {
+    fn server_with(&self, mandatory: bool) -> Result<ServerConfig, TlsError> {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| TlsError(error.to_string()))?
-            .with_client_cert_verifier(Arc::new(AnyPeer(self.provider.clone())))
+            .with_client_cert_verifier(Arc::new(AnyPeer { provider: self.provider.clone(), mandatory }))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(self.certified.clone())));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.session_storage = ServerSessionMemoryCache::new(SESSION_TICKETS);
@@ -153,9 +178,12 @@ fn no_tls12() -> Error {
     Error::PeerIncompatible(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13)
 }
 
-/// The client's verifier: exactly the key that was dialled.
+/// The client's verifier: exactly the key that was dialled, or, not pinned, whoever has a key and proves it.
 #[derive(Debug)]
-struct DialledPeer(Arc<CryptoProvider>);
+struct DialledPeer {
+    provider: Arc<CryptoProvider>,
+    pinned: bool,
+}
 
 impl ServerCertVerifier for DialledPeer {
     fn verify_server_cert(
@@ -167,7 +195,7 @@ impl ServerCertVerifier for DialledPeer {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let peer = only_peer(end_entity, intermediates)?;
-        if named_peer(server_name) == Some(peer) {
+        if !self.pinned || named_peer(server_name) == Some(peer) {
             Ok(ServerCertVerified::assertion())
         } else {
             // The alert of this error, access_denied, is how a transport tells that another peer answered.
@@ -190,7 +218,7 @@ impl ServerCertVerifier for DialledPeer {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_signature(&self.0, message, certificate, signature)
+        verify_signature(&self.provider, message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -198,11 +226,18 @@ impl ServerCertVerifier for DialledPeer {
     }
 }
 
-/// The server's verifier: any peer, but it must have a key and prove it.
+/// The server's verifier: any peer, but it must have a key and prove it; or, not mandatory, show none at all.
 #[derive(Debug)]
-struct AnyPeer(Arc<CryptoProvider>);
+struct AnyPeer {
+    provider: Arc<CryptoProvider>,
+    mandatory: bool,
+}
 
 impl ClientCertVerifier for AnyPeer {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -231,7 +266,7 @@ impl ClientCertVerifier for AnyPeer {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_signature(&self.0, message, certificate, signature)
+        verify_signature(&self.provider, message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

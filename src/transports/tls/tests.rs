@@ -44,7 +44,7 @@ fn builder_client(tls: &TlsIdentity) -> rustls::ConfigBuilder<ClientConfig, rust
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(DialledPeer(tls.provider.clone())))
+        .with_custom_certificate_verifier(Arc::new(DialledPeer { provider: tls.provider.clone(), pinned: true }))
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn tls_1_2_is_refused_in_both_directions() {
         .with_protocol_versions(&[&rustls::version::TLS12])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(DialledPeer(tls(1).provider)))
+        .with_custom_certificate_verifier(Arc::new(DialledPeer { provider: tls(1).provider, pinned: true }))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(tls(1).certified)));
     old.alpn_protocols = vec![ALPN.to_vec()];
     let seen = shake(old, tls(2).server().unwrap(), &identity(2).peer_id());
@@ -124,7 +124,7 @@ fn tls_1_2_is_refused_in_both_directions() {
     let mut old = ServerConfig::builder_with_provider(tls(2).provider)
         .with_protocol_versions(&[&rustls::version::TLS12])
         .unwrap()
-        .with_client_cert_verifier(Arc::new(AnyPeer(tls(2).provider)))
+        .with_client_cert_verifier(Arc::new(AnyPeer { provider: tls(2).provider, mandatory: true }))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(tls(2).certified)));
     old.alpn_protocols = vec![ALPN.to_vec()];
     let seen = shake(tls(1).client().unwrap(), old, &identity(2).peer_id());
@@ -146,4 +146,35 @@ fn a_name_gives_back_the_peer_it_was_made_from() {
     let name = ServerName::try_from(server_name(&peer)).unwrap();
     assert_eq!(named_peer(&name), Some(peer));
     assert_eq!(named_peer(&ServerName::try_from("example.org").unwrap()), None);
+}
+
+#[test]
+fn a_client_that_pins_nobody_learns_who_answered() {
+    let seen = shake(tls(1).client_of_anyone().unwrap(), tls(2).server().unwrap(), &identity(3).peer_id());
+    assert_eq!(seen, Ok(identity(1).peer_id()));
+}
+
+#[test]
+fn a_server_for_anyone_takes_clients_with_and_without_a_certificate_but_no_false_one() {
+    let with = shake(tls(1).client().unwrap(), tls(2).server_for_anyone().unwrap(), &identity(2).peer_id());
+    assert_eq!(with, Ok(identity(1).peer_id()));
+    let mut thief = tls(1);
+    thief.certified = Arc::new(CertifiedKey::new(tls(2).certified.cert.clone(), thief.certified.key.clone()));
+    assert!(shake(thief.client().unwrap(), tls(3).server_for_anyone().unwrap(), &identity(3).peer_id()).is_err());
+    let mut nobody = builder_client(&tls(1)).with_no_client_auth();
+    nobody.alpn_protocols = vec![ALPN.to_vec()];
+    let name = ServerName::try_from(server_name(&identity(2).peer_id())).unwrap();
+    let mut client = ClientConnection::new(Arc::new(nobody), name).unwrap();
+    let mut server = ServerConnection::new(Arc::new(tls(2).server_for_anyone().unwrap())).unwrap();
+    while client.is_handshaking() || server.is_handshaking() {
+        let mut flight = Vec::new();
+        client.write_tls(&mut flight).unwrap();
+        server.read_tls(&mut Cursor::new(flight)).unwrap();
+        server.process_new_packets().unwrap();
+        let mut flight = Vec::new();
+        server.write_tls(&mut flight).unwrap();
+        client.read_tls(&mut Cursor::new(flight)).unwrap();
+        client.process_new_packets().unwrap();
+    }
+    assert!(server.peer_certificates().is_none());
 }

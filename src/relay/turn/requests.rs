@@ -1,0 +1,259 @@
+//! The requests of a TURN client, each authenticated before it is looked into (RFC 8489, section 9.2.4).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::allocation::{Allocation, Refused};
+use super::auth::REALM;
+use super::{Action, AllocationId, Client, Ports, Times, TurnServer};
+use crate::limits::{TURN_LIFETIME, TURN_LIFETIME_MAX};
+use crate::nat::stun::{
+    AddressFamily, Attribute, ErrorCode, IntegrityKey, Message, Method, Response, Scanned,
+};
+use crate::relay::quota::Bucket;
+
+/// RFC 8656, section 18.7: the one transport that is relayed.
+const UDP: u8 = 17;
+
+/// Who signed a request.
+struct User {
+    name: String,
+    username: String,
+    key: IntegrityKey,
+}
+
+impl TurnServer {
+    pub(super) fn on_request<'a>(
+        &mut self,
+        client: Client,
+        request: &Scanned<'_>,
+        times: Times,
+        ports: &mut dyn Ports,
+        out: &mut Vec<u8>,
+    ) -> Action<'a> {
+        let message = match request.decode() {
+            Ok(message) => message,
+            Err(_) => return answer(Err(Response::error(request, ErrorCode::BadRequest)), None, out),
+        };
+        let user = match self.authenticate(client, request, &message, times) {
+            Ok(user) => user,
+            Err(refusal) => return answer(Err(refusal), None, out),
+        };
+        let unknown = message.unknown_attributes();
+        let result = if unknown.is_empty() {
+            let error = |code| Response::error(request, code);
+            self.perform(client, request, &message, &user, times.now, ports).map_err(error)
+        } else {
+            Err(Response::unknown_attributes(request, unknown))
+        };
+        answer(result, Some(&user.key), out)
+    }
+
+    fn authenticate(
+        &self,
+        client: Client,
+        request: &Scanned<'_>,
+        message: &Message,
+        times: Times,
+    ) -> Result<User, Response> {
+        let challenge = |code| {
+            let nonce = Attribute::Nonce(self.nonces.issue(client, times.now));
+            Response::error(request, code).with(Attribute::Realm(REALM.into())).with(nonce)
+        };
+        if !request.is_signed() {
+            return Err(challenge(ErrorCode::Unauthorized));
+        }
+        let (Some(username), Some(_), Some(nonce)) = (message.username(), message.realm(), message.nonce()) else {
+            return Err(Response::error(request, ErrorCode::BadRequest));
+        };
+        if !self.nonces.check(client, nonce, times.now) {
+            return Err(challenge(ErrorCode::StaleNonce));
+        }
+        // An allocation outlives the credentials that made it, and takes no others.
+        let own = self.clients.get(&client).and_then(|id| self.allocations.get(id));
+        let (name, key) = match own {
+            Some(own) if own.username == username => (own.name.clone(), own.key.clone()),
+            _ => match self.credentials.key_of(username, times.wall_us) {
+                Some((key, name)) => (name.to_owned(), key),
+                None => return Err(challenge(ErrorCode::Unauthorized)),
+            },
+        };
+        if request.check_integrity(&key).is_err() {
+            return Err(challenge(ErrorCode::Unauthorized));
+        }
+        Ok(User { name, username: username.to_owned(), key })
+    }
+
+    fn perform(
+        &mut self,
+        client: Client,
+        request: &Scanned<'_>,
+        message: &Message,
+        user: &User,
+        now: Instant,
+        ports: &mut dyn Ports,
+    ) -> Result<Response, ErrorCode> {
+        let own = self.clients.get(&client).copied();
+        if let Some(own) = own.and_then(|id| self.allocations.get(&id))
+            && own.name != user.name
+        {
+            return Err(ErrorCode::WrongCredentials);
+        }
+        let mismatch = || own.ok_or(ErrorCode::AllocationMismatch);
+        match request.method() {
+            Method::Allocate => self.allocate(client, request, message, user, now, ports),
+            Method::Refresh => self.refresh(mismatch()?, request, message, now),
+            Method::CreatePermission => self.permit(mismatch()?, request, message, now),
+            Method::ChannelBind => self.bind_channel(mismatch()?, request, message, now),
+            Method::Binding | Method::Send | Method::Data => Err(ErrorCode::BadRequest),
+        }
+    }
+
+    fn allocate(
+        &mut self,
+        client: Client,
+        request: &Scanned<'_>,
+        message: &Message,
+        user: &User,
+        now: Instant,
+        ports: &mut dyn Ports,
+    ) -> Result<Response, ErrorCode> {
+        let lifetime = lifetime(message);
+        if let Some(own) = self.clients.get(&client).and_then(|id| self.allocations.get(id)) {
+            let repeated = own.transaction == request.transaction_id();
+            return if repeated { Ok(allocated(request, own, now)) } else { Err(ErrorCode::AllocationMismatch) };
+        }
+        match message.requested_transport() {
+            Some(UDP) => {}
+            Some(_) => return Err(ErrorCode::UnsupportedTransport),
+            None => return Err(ErrorCode::BadRequest),
+        }
+        let family = message.requested_address_family().unwrap_or(AddressFamily::V4);
+        let ip = of_family(&self.config.relay_ips, family).ok_or(ErrorCode::AddressFamilyNotSupported)?;
+        if self.by_name.get(&user.name).is_some_and(|used| *used >= self.config.limits.allocations_per_user) {
+            return Err(ErrorCode::AllocationQuotaReached);
+        }
+        if self.allocations.len() >= self.config.limits.allocations {
+            return Err(ErrorCode::InsufficientCapacity);
+        }
+        let id = AllocationId(self.next_allocation);
+        self.next_allocation += 1;
+        let bound = ports.bind(id, ip).ok_or(ErrorCode::InsufficientCapacity)?;
+        let public = of_family(&self.config.public_ips, family).unwrap_or(bound.ip());
+        let relayed = SocketAddr::new(public, bound.port());
+
+        let until = now + lifetime;
+        let owner = (user.name.clone(), user.username.clone(), user.key.clone());
+        let bytes = Bucket::new(self.config.limits.bytes_per_client, now);
+        let allocation = Allocation::new(client, owner, request.transaction_id(), relayed, until, bytes);
+        let response = allocated(request, &allocation, now);
+        self.clients.insert(client, id);
+        self.by_relayed.insert(relayed, id);
+        *self.by_name.entry(user.name.clone()).or_default() += 1;
+        self.allocations.insert(id, allocation);
+        self.next_check = Some(self.next_check.map_or(until, |check| check.min(until)));
+        Ok(response)
+    }
+
+    fn refresh(
+        &mut self,
+        id: AllocationId,
+        request: &Scanned<'_>,
+        message: &Message,
+        now: Instant,
+    ) -> Result<Response, ErrorCode> {
+        let allocation = self.allocations.get_mut(&id).ok_or(ErrorCode::AllocationMismatch)?;
+        if message.requested_address_family().is_some_and(|family| family != AddressFamily::of(&allocation.relayed)) {
+            return Err(ErrorCode::PeerFamilyMismatch);
+        }
+        let lifetime = match message.lifetime() {
+            Some(Duration::ZERO) => Duration::ZERO,
+            _ => lifetime(message),
+        };
+        allocation.until = now + lifetime;
+        if lifetime.is_zero() {
+            self.free(id);
+        }
+        Ok(Response::success(request).with(Attribute::Lifetime(lifetime)))
+    }
+
+    fn permit(
+        &mut self,
+        id: AllocationId,
+        request: &Scanned<'_>,
+        message: &Message,
+        now: Instant,
+    ) -> Result<Response, ErrorCode> {
+        let peers = message.peer_addresses().collect::<Vec<_>>();
+        if peers.is_empty() {
+            return Err(ErrorCode::BadRequest);
+        }
+        peers.iter().try_for_each(|peer| self.check_peer(id, *peer))?;
+        let ips = peers.iter().map(SocketAddr::ip).collect::<Vec<_>>();
+        let allocation = self.allocations.get_mut(&id).ok_or(ErrorCode::AllocationMismatch)?;
+        allocation.permit(&ips, now).map_err(code_of)?;
+        Ok(Response::success(request))
+    }
+
+    fn bind_channel(
+        &mut self,
+        id: AllocationId,
+        request: &Scanned<'_>,
+        message: &Message,
+        now: Instant,
+    ) -> Result<Response, ErrorCode> {
+        let peer = message.peer_addresses().next().ok_or(ErrorCode::BadRequest)?;
+        let channel = message.channel().ok_or(ErrorCode::BadRequest)?;
+        self.check_peer(id, peer)?;
+        let allocation = self.allocations.get_mut(&id).ok_or(ErrorCode::AllocationMismatch)?;
+        allocation.bind(channel, peer, now).map_err(code_of)?;
+        Ok(Response::success(request))
+    }
+
+    /// Whether an allocation may speak to a peer at all.
+    fn check_peer(&self, id: AllocationId, peer: SocketAddr) -> Result<(), ErrorCode> {
+        let allocation = self.allocations.get(&id).ok_or(ErrorCode::AllocationMismatch)?;
+        if AddressFamily::of(&peer) != AddressFamily::of(&allocation.relayed) {
+            return Err(ErrorCode::PeerFamilyMismatch);
+        }
+        let ip = peer.ip();
+        let neighbour = self.config.relay_ips.contains(&ip) || self.config.public_ips.contains(&ip);
+        if neighbour || self.config.policy.allows(ip) { Ok(()) } else { Err(ErrorCode::Forbidden) }
+    }
+}
+
+fn allocated(request: &Scanned<'_>, allocation: &Allocation, now: Instant) -> Response {
+    Response::success(request)
+        .with(Attribute::XorRelayedAddress(allocation.relayed))
+        .with(Attribute::Lifetime(allocation.until.saturating_duration_since(now)))
+        .with(Attribute::XorMappedAddress(allocation.client.address))
+}
+
+/// What a client gets of the lifetime that it asks for (RFC 8656, section 7.2).
+fn lifetime(message: &Message) -> Duration {
+    message.lifetime().unwrap_or(TURN_LIFETIME).clamp(TURN_LIFETIME, TURN_LIFETIME_MAX)
+}
+
+fn of_family(ips: &[IpAddr], family: AddressFamily) -> Option<IpAddr> {
+    ips.iter().copied().find(|ip| AddressFamily::of(&SocketAddr::new(*ip, 0)) == family)
+}
+
+fn code_of(refused: Refused) -> ErrorCode {
+    match refused {
+        Refused::Taken => ErrorCode::BadRequest,
+        Refused::Full => ErrorCode::InsufficientCapacity,
+    }
+}
+
+/// Encodes the answer: signed for whoever proved who it is, an error or not.
+fn answer<'a>(result: Result<Response, Response>, key: Option<&IntegrityKey>, out: &mut Vec<u8>) -> Action<'a> {
+    let error = result.is_err();
+    let response = result.unwrap_or_else(|refusal| refusal);
+    match response.encode(key) {
+        Ok(bytes) => {
+            *out = bytes;
+            Action::Answer { error }
+        }
+        Err(_) => Action::Drop("unencodable"),
+    }
+}
