@@ -121,9 +121,10 @@ impl World {
     #[cfg(feature = "sim")]
     fn simulated(options: &mut PandaNetworkOptions, simulation: options::Simulation) -> Result<Self, PandaError> {
         use crate::transport::TransportError;
-        let options::Simulation { network, address, seed } = simulation;
-        let socket =
-            network.bind(address).map_err(|error| TransportError::Bind { address, reason: error.to_string() })?;
+        let options::Simulation { host, port, seed } = simulation;
+        let address = SocketAddr::new(host.ip(), port);
+        let socket = host.bind(port).map_err(|error| TransportError::Bind { address, reason: error.to_string() })?;
+        let network = host.network().clone();
         options.quic = options.quic.clone().with_socket(socket).with_rng_seed(seed);
         Ok(Self {
             identity: Identity::from_seed(&seed),

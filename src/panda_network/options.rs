@@ -24,8 +24,8 @@ pub struct PandaNetworkOptions {
 #[cfg(feature = "sim")]
 #[derive(Debug, Clone)]
 pub(super) struct Simulation {
-    pub network: crate::sim::SimNetwork,
-    pub address: SocketAddr,
+    pub host: crate::sim::SimHost,
+    pub port: u16,
     pub seed: [u8; 32],
 }
 
@@ -75,12 +75,12 @@ impl PandaNetworkOptions {
         self
     }
 
-    /// Runs the node in a simulated network instead of the real one: its socket is bound to `address` there, its clock is
-    /// the network's, storage and signatures run inline, and identity and randomness come from `seed`, so that the same
-    /// seed gives the same packets. The data directory is real, so the node can be restarted.
+    /// Runs the node on a simulated host instead of this machine: it listens on `port` of all addresses that the host has, its
+    /// clock is the network's, storage and signatures run inline, and identity and randomness come from `seed`, so that the
+    /// same seed gives the same packets. The data directory is real, so the node can be restarted.
     #[cfg(feature = "sim")]
-    pub fn with_simulation(mut self, network: &crate::sim::SimNetwork, address: SocketAddr, seed: [u8; 32]) -> Self {
-        self.simulation = Some(Simulation { network: network.clone(), address, seed });
+    pub fn with_simulation(mut self, host: &crate::sim::SimHost, port: u16, seed: [u8; 32]) -> Self {
+        self.simulation = Some(Simulation { host: host.clone(), port, seed });
         self
     }
 }

@@ -1,10 +1,11 @@
 //! Where sockets meet the router: bound addresses, their queues and wakers, and the task that keeps time.
 //!
-//! One driver task per network sleeps until the next arrival and hands packets to their sockets. It is one task and not
-//! one sleep per socket because only on arrival is it known which socket a packet belongs to. Every other access goes
-//! through [`Hub::with`], which first delivers what is due, so nobody sees a state that depends on which task ran first.
+//! One driver task per network sleeps until the next arrival or TCP timeout and hands packets to their sockets. It is one
+//! task and not one sleep per socket because only on arrival is it known which socket a packet belongs to. Every other
+//! access goes through [`Hub::with`], which first does what is due, at the time it was due, so nobody sees a state that
+//! depends on which task ran first.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
@@ -16,15 +17,16 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::inboxes::{Inbox, Inboxes};
 use super::network::SimError;
 use super::options::SimOptions;
-use super::router::{Packet, Router};
+use super::packet::{Content, Protocol};
+use super::router::{Arrival, Router};
+use super::tcp::{Tcp, TcpId};
+use super::topology::HostId;
 use super::trace::Fate;
 
-/// Sockets bound at once in one network. More: `bind` fails.
-const MAX_SOCKETS: usize = 65_536;
-
-/// Ports that `bind` chooses from when it is given port 0 (RFC 6335, section 6).
+/// Ports that are chosen from when port 0 is asked for (RFC 6335, section 6).
 const EPHEMERAL_PORTS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
 /// The state of one network behind its lock, and when its time began.
@@ -40,9 +42,10 @@ pub(super) struct State {
     pub(super) router: Router,
     /// The newest time that was seen.
     pub(super) now: Duration,
-    sockets: BTreeMap<SocketAddr, Inbox>,
-    socket_queue: usize,
-    next_socket: u64,
+    pub(super) inboxes: Inboxes,
+    /// What names stand for, in small letters.
+    pub(super) names: BTreeMap<String, Vec<IpAddr>>,
+    tcp: Tcp,
     next_port: u16,
     driver: Option<Waker>,
     /// When the driver wakes up by itself.
@@ -51,22 +54,14 @@ pub(super) struct State {
     woken: Vec<Waker>,
 }
 
-/// The receiving end of one bound address.
-#[derive(Debug)]
-pub(super) struct Inbox {
-    socket: u64,
-    pub(super) queue: VecDeque<Packet>,
-    pub(super) reader: Option<Waker>,
-}
-
 impl Hub {
     pub(super) fn new(options: &SimOptions) -> Self {
         let state = State {
             router: Router::new(options),
             now: Duration::ZERO,
-            sockets: BTreeMap::new(),
-            socket_queue: options.socket_queue,
-            next_socket: 0,
+            inboxes: Inboxes::new(options.socket_queue),
+            names: BTreeMap::new(),
+            tcp: Tcp::default(),
             next_port: *EPHEMERAL_PORTS.start(),
             driver: None,
             armed: None,
@@ -75,7 +70,7 @@ impl Hub {
         Self { start: Instant::now(), state: Mutex::new(state) }
     }
 
-    /// Delivers what is due, acts, and wakes whom that concerns once the lock is released.
+    /// Does what is due, acts, and wakes whom that concerns once the lock is released.
     ///
     /// Return wakers and inboxes from `act` instead of dropping them there: they may own a socket of this network.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
@@ -83,7 +78,7 @@ impl Hub {
         // Outside a runtime the clock is the machine's; the simulation has ended then, and stays as it was.
         if Handle::try_current().is_ok() {
             state.now = state.now.max(self.start.elapsed());
-            state.deliver_due();
+            state.do_what_is_due();
         }
         let result = act(&mut state);
         state.rearm_driver();
@@ -108,72 +103,115 @@ impl Drop for Hub {
 }
 
 impl State {
-    /// Binds `address`, with port 0 to a free port, and returns the address and the number of the socket.
-    pub(super) fn bind(&mut self, address: SocketAddr) -> Result<(SocketAddr, u64), SimError> {
-        let (ip, port) = (address.ip(), address.port());
-        if ip.is_unspecified() || ip.is_multicast() {
-            return Err(SimError::NotAHost(ip));
+    /// Binds a UDP socket on a host, on one of its addresses or on all (`None`), with port 0 on a free port; returns the
+    /// number of the socket and its port.
+    pub(super) fn bind(&mut self, host: HostId, ip: Option<IpAddr>, port: u16) -> Result<(u64, u16), SimError> {
+        let port = self.claim_port(Protocol::Udp, host, ip, port)?;
+        let socket = self.inboxes.bind(host, ip, port)?;
+        self.router.topology.set_up(host, true);
+        Ok((socket, port))
+    }
+
+    /// Listens for TCP, as [`bind`](Self::bind).
+    pub(super) fn listen(&mut self, host: HostId, ip: Option<IpAddr>, port: u16) -> Result<(TcpId, u16), SimError> {
+        let port = self.claim_port(Protocol::Tcp, host, ip, port)?;
+        self.router.topology.set_up(host, true);
+        Ok((self.tcp.listen(host, ip, port), port))
+    }
+
+    /// Begins a TCP connection.
+    pub(super) fn connect(&mut self, host: HostId, to: SocketAddr) -> Result<TcpId, SimError> {
+        let ip = self.router.topology.source(host, to).ok_or(SimError::NoRoute(to))?;
+        let port = self.claim_port(Protocol::Tcp, host, Some(ip), 0)?;
+        self.router.topology.set_up(host, true);
+        Ok(self.tcp.connect(self.now, &mut self.router, host, (SocketAddr::new(ip, port), to)))
+    }
+
+    /// Acts on the TCP connections, and wakes whom that concerns.
+    pub(super) fn act_on_tcp<T>(&mut self, act: impl FnOnce(&mut Tcp, &mut Router) -> T) -> T {
+        let result = act(&mut self.tcp, &mut self.router);
+        self.woken.append(&mut self.tcp.woken);
+        result
+    }
+
+    /// Frees all ports of a host and forgets its connections.
+    pub(super) fn crash(&mut self, host: HostId) -> (Vec<Inbox>, Vec<Waker>) {
+        self.router.topology.set_up(host, false);
+        (self.inboxes.unbind_all(host), self.tcp.crash(host))
+    }
+
+    fn claim_port(&mut self, protocol: Protocol, host: HostId, ip: Option<IpAddr>, port: u16) -> Result<u16, SimError> {
+        let shown = ip.unwrap_or_else(|| self.router.topology.first_address(host));
+        if let Some(ip) = ip.filter(|ip| !ip.is_loopback() && self.router.topology.interface(host, *ip).is_none()) {
+            return Err(SimError::NotAnAddressOfTheHost(ip));
         }
-        if self.sockets.len() >= MAX_SOCKETS {
-            return Err(SimError::TooManySockets(MAX_SOCKETS));
+        if protocol == Protocol::Tcp && self.tcp.is_full() {
+            return Err(SimError::TooManySockets);
         }
-        let port = if port == 0 { self.free_port(ip).ok_or(SimError::NoFreePort(ip))? } else { port };
-        let address = SocketAddr::new(ip, port);
-        if self.sockets.contains_key(&address) {
-            return Err(SimError::AddressInUse(address));
+        if port == 0 {
+            return self.free_port(protocol, host, ip).ok_or(SimError::NoFreePort(shown));
         }
-        let socket = self.next_socket;
-        self.next_socket += 1;
-        self.sockets.insert(address, Inbox { socket, queue: VecDeque::new(), reader: None });
-        Ok((address, socket))
+        let taken = self.is_bound(protocol, host, ip, port);
+        if taken { Err(SimError::AddressInUse(SocketAddr::new(shown, port))) } else { Ok(port) }
     }
 
-    /// The inbox of a socket, unless its host crashed.
-    pub(super) fn inbox(&mut self, address: SocketAddr, socket: u64) -> Option<&mut Inbox> {
-        self.sockets.get_mut(&address).filter(|inbox| inbox.socket == socket)
-    }
-
-    /// Frees the address of a socket, unless another socket has it by now.
-    pub(super) fn unbind(&mut self, address: SocketAddr, socket: u64) -> Option<Inbox> {
-        self.inbox(address, socket)?;
-        self.sockets.remove(&address)
-    }
-
-    /// Frees all addresses of a host.
-    pub(super) fn unbind_all(&mut self, host: IpAddr) -> Vec<Inbox> {
-        let addresses: Vec<_> = self.sockets.keys().filter(|address| address.ip() == host).copied().collect();
-        addresses.iter().filter_map(|address| self.sockets.remove(address)).collect()
-    }
-
-    fn free_port(&mut self, ip: IpAddr) -> Option<u16> {
+    fn free_port(&mut self, protocol: Protocol, host: HostId, ip: Option<IpAddr>) -> Option<u16> {
         for _ in EPHEMERAL_PORTS {
             let port = self.next_port;
             self.next_port = port.checked_add(1).unwrap_or(*EPHEMERAL_PORTS.start());
-            if !self.sockets.contains_key(&SocketAddr::new(ip, port)) {
+            let is_used = protocol == Protocol::Tcp && self.tcp.is_used(host, port);
+            if !is_used && !self.is_bound(protocol, host, ip, port) {
                 return Some(port);
             }
         }
         None
     }
 
-    fn deliver_due(&mut self) {
-        while let Some(arrival) = self.router.pop_due(self.now) {
-            let fate = match self.sockets.get_mut(&arrival.packet.to) {
-                None => Fate::Unbound,
-                Some(inbox) if inbox.queue.len() >= self.socket_queue => Fate::SocketFull,
-                Some(inbox) => {
-                    inbox.queue.push_back(arrival.packet.clone());
-                    self.woken.extend(inbox.reader.take());
-                    Fate::Delivered
-                }
-            };
-            self.router.settle(&arrival, fate);
+    fn is_bound(&self, protocol: Protocol, host: HostId, ip: Option<IpAddr>, port: u16) -> bool {
+        match protocol {
+            Protocol::Udp => self.inboxes.is_bound(host, ip, port),
+            Protocol::Tcp => self.tcp.is_listening(host, ip, port),
         }
     }
 
-    /// A packet may arrive before the one that the driver sleeps for.
+    /// When something happens by itself.
+    fn next_event(&self) -> Option<Duration> {
+        self.router.next_arrival().into_iter().chain(self.tcp.next_timeout()).min()
+    }
+
+    fn do_what_is_due(&mut self) {
+        while let Some(at) = self.next_event().filter(|at| *at <= self.now) {
+            // Arrivals first: what arrives in time keeps a timeout from happening.
+            if let Some(arrival) = self.router.pop_due(at) {
+                let fate = self.deliver(&arrival);
+                self.router.settle(&arrival, fate);
+            } else {
+                self.act_on_tcp(|tcp, router| tcp.on_timeouts(at, router));
+            }
+        }
+    }
+
+    fn deliver(&mut self, arrival: &Arrival) -> Fate {
+        let (from, to) = (arrival.packet.from, arrival.packet.to);
+        // It may have moved while the packet crossed its access link.
+        let is_there =
+            |host: &HostId| to.ip().is_loopback() || self.router.topology.interface(*host, to.ip()).is_some();
+        let Some(host) = arrival.host.filter(is_there) else { return Fate::Unbound };
+        match &arrival.packet.content {
+            Content::Segment(segment) => {
+                self.act_on_tcp(|tcp, router| tcp.on_packet(arrival.at, router, host, (from, to), segment))
+            }
+            Content::Datagram { .. } => {
+                let (fate, reader) = self.inboxes.deliver(host, &arrival.packet);
+                self.woken.extend(reader);
+                fate
+            }
+        }
+    }
+
+    /// Something may happen before that which the driver sleeps for.
     fn rearm_driver(&mut self) {
-        let Some(next) = self.router.next_arrival() else { return };
+        let Some(next) = self.next_event() else { return };
         if self.armed.is_none_or(|armed| next < armed) {
             self.armed = Some(next);
             self.woken.extend(self.driver.take());
@@ -200,7 +238,7 @@ impl Future for Driver {
         loop {
             let Some(hub) = self.hub.upgrade() else { return Poll::Ready(()) };
             let (next, _replaced) = hub.with(|state| {
-                state.armed = state.router.next_arrival();
+                state.armed = state.next_event();
                 (state.armed, state.driver.replace(context.waker().clone()))
             });
             let Some(next) = next else { return Poll::Pending };

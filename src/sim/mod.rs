@@ -50,17 +50,30 @@
 //! A host has one address, and addresses are never rewritten: a socket on an IPv6 address does not reach IPv4 hosts,
 //! not even by IPv4-mapped addresses.
 
+mod firewall;
+mod host;
 mod hub;
+mod inboxes;
 mod link;
+mod nat;
 mod network;
 mod options;
+mod packet;
 mod router;
 mod run;
+mod site;
 mod socket;
+mod tcp;
+mod topology;
 mod trace;
 
-pub use network::{SimError, SimHost, SimNetwork};
+pub use firewall::FirewallOptions;
+pub use host::SimHost;
+pub use nat::{Behaviour, NatOptions, PortAllocation};
+pub use network::{SimError, SimNetwork};
 pub use options::{LinkOptions, SimOptions};
+pub use packet::Protocol;
 pub use run::{Sim, run};
+pub use site::{SimNat, SimSite};
 pub use socket::SimSocket;
 pub use trace::{Fate, SimStats, TraceEvent};

@@ -9,6 +9,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::packet::Protocol;
+
 /// What became of one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -30,6 +32,12 @@ pub enum Fate {
     NetworkFull = 6,
     /// No socket was bound to the address when it arrived.
     Unbound = 7,
+    /// A NAT or a firewall did not let it pass.
+    Filtered = 8,
+    /// The sender did not have the address it sent from, or the destination was a private address of another network.
+    Unroutable = 9,
+    /// A NAT had no room for another mapping.
+    NatFull = 10,
 }
 
 /// One packet and its fate. Times count from the creation of the network.
@@ -39,20 +47,23 @@ pub struct TraceEvent {
     pub sent: Duration,
     /// When its fate was sealed: the arrival of a delivered packet.
     pub at: Duration,
-    /// Who sent it.
+    /// Who sent it, as its address was spelled where its way ended.
     pub from: SocketAddr,
-    /// Where it was going.
+    /// Where it was going, spelled likewise.
     pub to: SocketAddr,
-    /// UDP payload in bytes.
+    /// UDP payload in bytes; of a TCP segment payload and 12 more, since its header is longer.
     pub size: usize,
+    /// What carried it.
+    pub protocol: Protocol,
     /// What became of it.
     pub fate: Fate,
 }
 
 impl fmt::Display for TraceEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sent, at, from, to, size, fate } = self;
-        write!(f, "{:>14.6} → {:>14.6} ms  {from} → {to}  {size} B  {fate:?}", millis(*sent), millis(*at))
+        let Self { sent, at, from, to, size, protocol, fate } = self;
+        let what = if *protocol == Protocol::Tcp { " of TCP" } else { "" };
+        write!(f, "{:>14.6} → {:>14.6} ms  {from} → {to}  {size} B{what}  {fate:?}", millis(*sent), millis(*at))
     }
 }
 
@@ -65,7 +76,7 @@ pub struct SimStats {
     pub duplicated: u64,
     /// Packets that reached a socket.
     pub delivered: u64,
-    /// UDP payload bytes of these.
+    /// Bytes of these, counted as in [`TraceEvent::size`].
     pub delivered_bytes: u64,
     /// See [`Fate::Lost`].
     pub lost: u64,
@@ -81,6 +92,12 @@ pub struct SimStats {
     pub network_full: u64,
     /// See [`Fate::Unbound`].
     pub unbound: u64,
+    /// See [`Fate::Filtered`].
+    pub filtered: u64,
+    /// See [`Fate::Unroutable`].
+    pub unroutable: u64,
+    /// See [`Fate::NatFull`].
+    pub nat_full: u64,
     /// Packets on their way now.
     pub in_flight: u64,
 }
@@ -147,10 +164,16 @@ impl Trace {
             Fate::SocketFull => &mut stats.socket_full,
             Fate::NetworkFull => &mut stats.network_full,
             Fate::Unbound => &mut stats.unbound,
+            Fate::Filtered => &mut stats.filtered,
+            Fate::Unroutable => &mut stats.unroutable,
+            Fate::NatFull => &mut stats.nat_full,
         };
         *counter += 1;
     }
 }
+
+/// Beside the fate: what is not UDP.
+const TCP_BIT: u8 = 0x80;
 
 /// Fixed width, so that no two sequences of events have one encoding.
 fn encode(event: &TraceEvent) -> [u8; 63] {
@@ -160,7 +183,7 @@ fn encode(event: &TraceEvent) -> [u8; 63] {
     out[16..35].copy_from_slice(&encode_address(event.from));
     out[35..54].copy_from_slice(&encode_address(event.to));
     out[54..62].copy_from_slice(&(event.size as u64).to_be_bytes());
-    out[62] = event.fate as u8;
+    out[62] = event.fate as u8 | if event.protocol == Protocol::Tcp { TCP_BIT } else { 0 };
     out
 }
 
@@ -196,7 +219,8 @@ mod tests {
 
     fn event(size: usize, fate: Fate) -> TraceEvent {
         let (from, to) = (SocketAddr::from(([10, 0, 0, 1], 1)), SocketAddr::from(([10, 0, 0, 2], 2)));
-        TraceEvent { sent: Duration::from_millis(1), at: Duration::from_nanos(2_500_000), from, to, size, fate }
+        let (sent, at) = (Duration::from_millis(1), Duration::from_nanos(2_500_000));
+        TraceEvent { sent, at, from, to, size, protocol: Protocol::Udp, fate }
     }
 
     #[test]
@@ -210,14 +234,15 @@ mod tests {
     const DIGEST_OF_ONE_EVENT: u64 = 15_916_589_351_551_100_808;
 
     #[test]
-    fn the_digest_tells_size_fate_and_order_apart() {
+    fn the_digest_tells_size_fate_protocol_and_order_apart() {
         let digest = |events: &[TraceEvent]| {
             let mut trace = Trace::new(0);
             events.iter().for_each(|event| trace.record(*event));
             trace.digest()
         };
         let (a, b, c) = (event(100, Fate::Delivered), event(101, Fate::Delivered), event(100, Fate::Lost));
-        let digests = [digest(&[a]), digest(&[b]), digest(&[c]), digest(&[a, b]), digest(&[b, a])];
+        let d = TraceEvent { protocol: Protocol::Tcp, ..a };
+        let digests = [digest(&[a]), digest(&[b]), digest(&[c]), digest(&[d]), digest(&[a, b]), digest(&[b, a])];
         for (index, left) in digests.iter().enumerate() {
             assert!(digests[index + 1..].iter().all(|right| right != left));
         }

@@ -68,7 +68,7 @@ impl Cluster {
         let options = PandaNetworkOptions::new(node.directory.path())
             // A crash here is one of the process: the disk does not lose what it was given.
             .with_durability(Durability::Process)
-            .with_simulation(&self.network, node.address, node.seed);
+            .with_simulation(&self.network.host(node.address.ip()), node.address.port(), node.seed);
         let network = PandaNetwork::start(options).await.unwrap();
         let known = network.documents().await.unwrap();
         let document = match (known.first(), &self.ticket) {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::sim::packet::Content;
 
 const ALICE: [u8; 4] = [10, 0, 0, 1];
 const BOB: [u8; 4] = [10, 0, 0, 2];
@@ -13,7 +14,19 @@ fn millis(millis: u64) -> Duration {
 }
 
 fn packet(from: [u8; 4], to: [u8; 4], size: usize) -> Packet {
-    Packet { from: (from, 1).into(), to: (to, 1).into(), ecn: None, payload: vec![0; size].into() }
+    let content = Content::Datagram { ecn: None, payload: vec![0; size].into() };
+    Packet { from: (from, 1).into(), to: (to, 1).into(), content }
+}
+
+/// The host with this address on the internet.
+fn host(router: &mut Router, ip: impl Into<IpAddr>) -> HostId {
+    let internet = Spot { realm: Realm::INTERNET, firewall: None };
+    router.topology.host(internet, ip.into()).expect("no NAT is here")
+}
+
+fn send(router: &mut Router, now: Duration, packet: Packet) {
+    let host = host(router, packet.from.ip());
+    router.route(now, host, packet);
 }
 
 fn router(link: LinkOptions) -> Router {
@@ -31,8 +44,8 @@ fn deliver(router: &mut Router, now: Duration) {
 fn a_packet_arrives_after_the_latency_of_its_direction() {
     let mut router = router(LinkOptions::new());
     router.set_link(ALICE.into(), BOB.into(), LinkOptions::new().with_latency(millis(40)));
-    router.route(Duration::ZERO, packet(ALICE, BOB, 1));
-    router.route(Duration::ZERO, packet(BOB, ALICE, 1));
+    send(&mut router, Duration::ZERO, packet(ALICE, BOB, 1));
+    send(&mut router, Duration::ZERO, packet(BOB, ALICE, 1));
     assert_eq!(router.next_arrival(), Some(millis(1)));
     deliver(&mut router, millis(1));
     assert_eq!(router.next_arrival(), Some(millis(40)));
@@ -42,12 +55,12 @@ fn a_packet_arrives_after_the_latency_of_its_direction() {
 #[test]
 fn a_partition_also_cuts_what_is_on_its_way() {
     let mut router = router(LinkOptions::new().with_latency(millis(10)));
-    router.route(millis(0), packet(ALICE, BOB, 1));
-    router.route(millis(0), packet(ALICE, CAROL, 1));
+    send(&mut router, millis(0), packet(ALICE, BOB, 1));
+    send(&mut router, millis(0), packet(ALICE, CAROL, 1));
     router.partition(&[ALICE.into()], &[BOB.into()]);
     deliver(&mut router, millis(10));
     router.heal();
-    router.route(millis(10), packet(BOB, ALICE, 1));
+    send(&mut router, millis(10), packet(BOB, ALICE, 1));
     deliver(&mut router, millis(20));
     let stats = router.stats();
     assert_eq!((stats.delivered, stats.partitioned), (2, 1));
@@ -56,14 +69,15 @@ fn a_partition_also_cuts_what_is_on_its_way() {
 #[test]
 fn an_isolated_host_reaches_nobody_but_itself() {
     let mut router = router(LinkOptions::new());
-    router.isolate(ALICE.into());
+    let alice = Node::Host(host(&mut router, ALICE));
+    router.isolate(alice);
     for (from, to) in [(ALICE, BOB), (BOB, ALICE), (ALICE, ALICE), (BOB, CAROL)] {
-        router.route(millis(0), packet(from, to, 1));
+        send(&mut router, millis(0), packet(from, to, 1));
     }
     deliver(&mut router, millis(10));
     assert_eq!((router.stats().delivered, router.stats().partitioned), (2, 2));
-    router.reconnect(ALICE.into());
-    router.route(millis(10), packet(ALICE, BOB, 1));
+    router.reconnect(alice);
+    send(&mut router, millis(10), packet(ALICE, BOB, 1));
     deliver(&mut router, millis(20));
     assert_eq!(router.stats().delivered, 3);
 }
@@ -71,7 +85,7 @@ fn an_isolated_host_reaches_nobody_but_itself() {
 #[test]
 fn the_network_never_holds_more_packets_than_its_bound() {
     let mut router = Router::new(&SimOptions::new(1).with_in_flight(3));
-    (0..5).for_each(|_| router.route(millis(0), packet(ALICE, BOB, 1)));
+    (0..5).for_each(|_| send(&mut router, millis(0), packet(ALICE, BOB, 1)));
     assert_eq!((router.stats().in_flight, router.stats().network_full), (3, 2));
 }
 
@@ -80,7 +94,7 @@ fn links_that_fell_idle_are_forgotten() {
     let mut router = router(LinkOptions::new().with_bandwidth(8_000_000));
     for n in 0..3 * BUSY_LINKS_BEFORE_CLEANUP as u64 {
         let to = u32::try_from(n).expect("small").to_be_bytes();
-        router.route(millis(n), packet(ALICE, to, 1_000));
+        send(&mut router, millis(n), packet(ALICE, to, 1_000));
     }
     assert!(router.busy_until.len() <= BUSY_LINKS_BEFORE_CLEANUP);
 }
@@ -131,7 +145,7 @@ fn play(link: LinkOptions, steps: &[Step]) -> Router {
                 let (from, to) = if *towards_bob { (ALICE, BOB) } else { (BOB, ALICE) };
                 let mut packet = packet(from, to, *size);
                 packet.from.set_port(number);
-                router.route(now, packet);
+                send(&mut router, now, packet);
             }
             Step::Partition => {
                 router.partition(&[BOB.into()], &[ALICE.into()]);
