@@ -217,18 +217,12 @@ pub const SOCKET_STUN_WAITING: usize = 256;
 
 /// Relayed datagrams that wait for QUIC on one socket. More: dropped and counted, as a full socket does.
 pub const SOCKET_INJECTED: usize = 4096;
-/// Largest STUN message, in bytes: an Ethernet frame's payload. Larger: dropped before it is looked at.
-pub const STUN_MESSAGE_MAX_BYTES: usize = 1500;
-
 
 /// Addresses that are taken from the answer to one name. More: the rest is left out.
 pub const RESOLVED_ADDRESSES: usize = 16;
 
 /// How long both ends of a forwarding flow may be silent before a relay ends it.
 pub const RELAY_FLOW_IDLE: Duration = Duration::from_secs(60);
-
-/// Longest user name, password, realm or nonce of a TURN server, in bytes. Longer: refused when it is handed in or arrives.
-pub const STUN_TEXT_MAX_BYTES: usize = 508;
 
 /// Datagrams that wait in a relay for an end that has not shown its address yet, per end. More: dropped and counted.
 pub const RELAY_FLOW_QUEUE: usize = 4;
