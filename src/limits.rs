@@ -265,3 +265,9 @@ pub const STUN_ADDRESSES: usize = 65_536;
 
 /// How long a relay waits for a TLS handshake, or for a client to take what was sent. Longer: the connection is closed.
 pub const RELAY_STREAM_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Frames that wait on a node for a relay to take them. More: refused, as if the session were down.
+pub const RELAY_CLIENT_QUEUE: usize = 64;
+
+/// How long connecting to a relay may take, from resolving its name to its welcome.
+pub const RELAY_CONNECT_DEADLINE: Duration = Duration::from_secs(10);

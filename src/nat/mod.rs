@@ -3,11 +3,13 @@
 //! - [`stun`] is the codec: scan, authenticate, decode; seal and encode.
 //! - [`credentials`] are what a TURN server wants to see.
 //! - [`framing`] cuts a TURN server's byte stream, and wraps payloads as ChannelData.
+//! - [`check`] is what peers ask each other to find out which paths work.
 //! - [`path`] names the ways to a peer, [`path_selection`] decides which one is used.
 //!
 //! A driver hands every datagram that [`stun::is_stun`] recognises to the machine that talks to its sender, sends what
 //! `poll_transmit` gives, and calls `handle_timeout` when `poll_timeout` says so.
 
+pub mod check;
 pub mod credentials;
 pub mod framing;
 pub mod path;

@@ -56,7 +56,7 @@ pub enum Signal {
     Offer {
         /// Drawn by whoever offers.
         session: u64,
-        /// Its half of the session's secret.
+        /// The session's secret: both ends authenticate their checks with it.
         secret: SessionSecret,
         /// Where to try it; at most `SIGNAL_CANDIDATES`.
         candidates: Vec<Candidate>,
@@ -69,8 +69,6 @@ pub enum Signal {
     Answer {
         /// That of the offer.
         session: u64,
-        /// The other half of the session's secret.
-        secret: SessionSecret,
         /// Where to try it.
         candidates: Vec<Candidate>,
     },
@@ -101,8 +99,8 @@ impl Signal {
                     e.u64(*created_us).map(|_| ())
                 });
             }
-            Self::Answer { session, secret, candidates } => cbor::encode(&mut out, 4, 1, |e| {
-                e.u64(*session)?.bytes(&secret.0)?;
+            Self::Answer { session, candidates } => cbor::encode(&mut out, 3, 1, |e| {
+                e.u64(*session)?;
                 put_candidates(e, candidates)
             }),
             Self::Candidates { session, candidates } => cbor::encode(&mut out, 3, 2, |e| {
@@ -129,11 +127,7 @@ impl Signal {
                     proofs: reader.list("proofs", SIGNAL_PROOFS, Reader::fixed)?,
                     created_us: reader.u64()?,
                 }),
-                1 => Ok(Self::Answer {
-                    session,
-                    secret: SessionSecret(reader.fixed()?),
-                    candidates: read_candidates(reader)?,
-                }),
+                1 => Ok(Self::Answer { session, candidates: read_candidates(reader)? }),
                 2 => Ok(Self::Candidates { session, candidates: read_candidates(reader)? }),
                 3 => Ok(Self::Refused { session }),
                 kind => Err(CborError::UnknownKind(kind)),
@@ -199,10 +193,9 @@ mod tests {
     #[test]
     fn every_signal_comes_back_as_it_was() {
         let host = Candidate { kind: CandidateKind::Host, address: "192.0.2.1:7000".parse().unwrap() };
-        let secret = SessionSecret([1; 32]);
         let signals = [
             largest_offer(),
-            Signal::Answer { session: 1, secret, candidates: vec![host] },
+            Signal::Answer { session: 1, candidates: vec![host] },
             Signal::Candidates { session: 1, candidates: Vec::new() },
             Signal::Refused { session: 1 },
         ];

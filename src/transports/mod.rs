@@ -3,5 +3,6 @@
 
 pub mod host;
 pub mod quic;
+pub mod relay_client;
 pub mod stream;
 pub mod tls;

@@ -1,0 +1,304 @@
+//! A node's session with a relay: TLS over TCP, made again whenever it is lost.
+//!
+//! [`RelayClient::start`] keeps the session up until it is dropped. [`RelayClient::state`] says how it is,
+//! [`RelayClient::say`] queues a frame, and what the relay says goes into the channel that was handed in. What the frames
+//! mean is not known here.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustls::pki_types::ServerName;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::stream::TokioStream;
+use super::tls::{self, TlsIdentity};
+use crate::backoff::ReconnectionPolicy;
+use crate::cbor::CborError;
+use crate::frame::{FrameDecoder, FrameError};
+use crate::ids::PeerId;
+use crate::limits::{FRAME_MAX_BYTES, RELAY_CLIENT_QUEUE, RELAY_CONNECT_DEADLINE};
+use crate::net::HostNetwork;
+use crate::rendezvous::ALPN;
+use crate::rendezvous::address::RelayAddress;
+use crate::rendezvous::wire::{NodeFrame, RelayFrame, Welcome};
+use crate::watch;
+
+/// Time between two signs of life when the relay says nothing.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// Silence after a ping, or after the network changed, that means that the session is gone.
+const PING_WAIT: Duration = Duration::from_secs(5);
+/// A session that lasted this long was a good one.
+const STABLE: Duration = Duration::from_secs(30);
+
+/// A session could not be had, or ended.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RelayError {
+    /// The environment, or the relay is down.
+    #[error("relay cannot be reached: {0}")]
+    Io(#[from] io::Error),
+    /// Nobody answered in time.
+    #[error("relay did not answer within {0:?}")]
+    Timeout(Duration),
+    /// Somebody else answers, or the relay has a new key.
+    #[error("another key than the expected one answers at the relay's address")]
+    WrongKey,
+    /// The relay broke the protocol.
+    #[error("relay broke the protocol: {0}")]
+    Protocol(String),
+    /// The relay said that it goes away.
+    #[error("relay is going away")]
+    GoingAway,
+}
+
+impl From<FrameError> for RelayError {
+    fn from(error: FrameError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+impl From<CborError> for RelayError {
+    fn from(error: CborError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+/// What is known of a relay while its session is up.
+#[derive(Debug, Clone)]
+pub struct RelayInfo {
+    /// Its key.
+    pub key: PeerId,
+    /// Where it was reached.
+    pub address: SocketAddr,
+    /// What it said first.
+    pub welcome: Arc<Welcome>,
+}
+
+impl RelayInfo {
+    /// Its UDP addresses: an unspecified address means the one where it was reached.
+    pub fn datagrams(&self) -> impl Iterator<Item = SocketAddr> {
+        self.welcome.datagrams.iter().map(|address| match address.ip().is_unspecified() {
+            true => SocketAddr::new(self.address.ip(), address.port()),
+            false => *address,
+        })
+    }
+}
+
+/// How a session is.
+#[derive(Debug, Clone)]
+pub enum RelayState {
+    /// It is being made for the first time, or again.
+    Connecting,
+    /// It is up.
+    Up(RelayInfo),
+    /// The last attempt failed; the next one follows.
+    Down(Arc<RelayError>),
+}
+
+/// A session that is kept up until this is dropped.
+#[derive(Debug)]
+pub struct RelayClient {
+    frames: mpsc::Sender<NodeFrame>,
+    state: watch::Receiver<RelayState>,
+    kick: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for RelayClient {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What the tasks of one relay share.
+struct Session {
+    network: Arc<dyn HostNetwork>,
+    tls: Arc<TlsIdentity>,
+    address: RelayAddress,
+    heard: mpsc::Sender<(RelayAddress, RelayFrame)>,
+    state: watch::Sender<RelayState>,
+    kick: Arc<Notify>,
+}
+
+impl RelayClient {
+    /// Starts to keep a session. `random` gives the jitter between attempts, uniform in 0.0–1.0.
+    pub fn start(
+        network: Arc<dyn HostNetwork>,
+        tls: Arc<TlsIdentity>,
+        address: RelayAddress,
+        heard: mpsc::Sender<(RelayAddress, RelayFrame)>,
+        random: impl FnMut() -> f64 + Send + 'static,
+    ) -> Self {
+        let (frames, to_send) = mpsc::channel(RELAY_CLIENT_QUEUE);
+        let sender = watch::Sender::new(RelayState::Connecting);
+        let (state, kick) = (sender.subscribe(), Arc::new(Notify::new()));
+        let session = Session { network, tls, address, heard, state: sender, kick: kick.clone() };
+        let task = tokio::spawn(session.keep_up(to_send, random));
+        Self { frames, state, kick, task }
+    }
+
+    /// How it is, now and later.
+    pub fn state(&self) -> watch::Receiver<RelayState> {
+        self.state.clone()
+    }
+
+    /// What is known of the relay while the session is up.
+    pub fn info(&self) -> Option<RelayInfo> {
+        match &*self.state.borrow() {
+            RelayState::Up(info) => Some(info.clone()),
+            RelayState::Connecting | RelayState::Down(_) => None,
+        }
+    }
+
+    /// Says something to the relay if the session is up and takes it; false otherwise.
+    pub fn say(&self, frame: NodeFrame) -> bool {
+        self.info().is_some() && self.frames.try_send(frame).is_ok()
+    }
+
+    /// The network changed: a session that is not up is tried at once, one that is up has to prove it.
+    pub fn on_network_change(&self) {
+        self.kick.notify_one();
+    }
+}
+
+impl Session {
+    async fn keep_up(self, mut to_send: mpsc::Receiver<NodeFrame>, mut random: impl FnMut() -> f64) {
+        let policy = ReconnectionPolicy::new();
+        let mut attempt = 0;
+        loop {
+            let started = Instant::now();
+            let Err(error) = self.run(&mut to_send).await else { return };
+            tracing::debug!(%error, "no session with a relay");
+            self.state.send_replace(RelayState::Down(Arc::new(error)));
+            // What was meant for the session that ended must not surprise the next one.
+            while to_send.try_recv().is_ok() {}
+            if started.elapsed() >= STABLE {
+                attempt = 0;
+            }
+            attempt += 1;
+            let wait = policy.delay_after(attempt, random()).unwrap_or_default();
+            tokio::select! {
+                biased;
+                () = self.kick.notified() => attempt = 0,
+                () = sleep(wait) => {}
+            }
+            self.state.send_replace(RelayState::Connecting);
+        }
+    }
+
+    /// One session, until it fails; `Ok` when nobody wants it any more.
+    async fn run(&self, to_send: &mut mpsc::Receiver<NodeFrame>) -> Result<(), RelayError> {
+        let (mut stream, key, address) = timeout(RELAY_CONNECT_DEADLINE, self.connect())
+            .await
+            .map_err(|_| RelayError::Timeout(RELAY_CONNECT_DEADLINE))??;
+        let (mut decoder, mut chunk) = (FrameDecoder::new(), BytesMut::new());
+        let (mut out, mut nonce) = (Vec::new(), 0);
+        let mut deadline = Instant::now() + RELAY_CONNECT_DEADLINE;
+        let mut asked = true;
+        loop {
+            chunk.reserve(FRAME_MAX_BYTES);
+            tokio::select! {
+                biased;
+                read = stream.read_buf(&mut chunk) => {
+                    if read? == 0 {
+                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                    }
+                    decoder.push(chunk.split().freeze());
+                    while let Some(frame) = decoder.next_frame()? {
+                        match RelayFrame::decode(&frame)? {
+                            RelayFrame::Welcome(welcome) => {
+                                let welcome = welcome.into();
+                                self.state.send_replace(RelayState::Up(RelayInfo { key, address, welcome }));
+                            }
+                            RelayFrame::Ping { nonce } => NodeFrame::Pong { nonce }.encode(&mut out),
+                            RelayFrame::Pong { .. } => {}
+                            RelayFrame::GoingAway => return Err(RelayError::GoingAway),
+                            frame => if self.heard.send((self.address.clone(), frame)).await.is_err() {
+                                return Ok(());
+                            },
+                        }
+                    }
+                    (deadline, asked) = (Instant::now() + PING_INTERVAL, false);
+                }
+                frame = to_send.recv() => match frame {
+                    Some(frame) => frame.encode(&mut out),
+                    None => return Ok(()),
+                },
+                () = self.kick.notified() => {
+                    nonce += 1;
+                    NodeFrame::Ping { nonce }.encode(&mut out);
+                    (deadline, asked) = (Instant::now() + PING_WAIT, true);
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    if asked {
+                        return Err(RelayError::Timeout(PING_WAIT));
+                    }
+                    nonce += 1;
+                    NodeFrame::Ping { nonce }.encode(&mut out);
+                    (deadline, asked) = (Instant::now() + PING_WAIT, true);
+                }
+            }
+            if !out.is_empty() {
+                let written = async {
+                    stream.write_all(&out).await?;
+                    stream.flush().await
+                };
+                timeout(RELAY_CONNECT_DEADLINE, written)
+                    .await
+                    .map_err(|_| RelayError::Timeout(RELAY_CONNECT_DEADLINE))??;
+                out.clear();
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(TlsStream<TokioStream>, PeerId, SocketAddr), RelayError> {
+        let server = &self.address.server;
+        let addresses = self.network.resolve(server.host(), server.port()).await?;
+        let mut error = RelayError::Io(io::Error::from(io::ErrorKind::NotFound));
+        let share = RELAY_CONNECT_DEADLINE / u32::try_from(addresses.len().max(1)).unwrap_or(1);
+        for address in addresses {
+            match timeout(share, self.connect_to(address)).await {
+                Ok(Ok((stream, key))) => return Ok((stream, key, address)),
+                Ok(Err(failed)) => error = failed,
+                Err(_) => error = RelayError::Timeout(share),
+            }
+        }
+        Err(error)
+    }
+
+    async fn connect_to(&self, address: SocketAddr) -> Result<(TlsStream<TokioStream>, PeerId), RelayError> {
+        let protocol = |error: &dyn std::fmt::Display| RelayError::Protocol(error.to_string());
+        let stream = self.network.connect_tcp(address).await?;
+        let config = match self.address.key {
+            Some(_) => self.tls.client(),
+            None => self.tls.client_of_anyone(),
+        };
+        let mut config = config.map_err(|error| protocol(&error))?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.enable_early_data = false;
+        let name = match &self.address.key {
+            Some(key) => tls::server_name(key),
+            None => "relay.invalid".to_owned(),
+        };
+        let name = ServerName::try_from(name).map_err(|error| protocol(&error))?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(name, TokioStream(stream)).await.map_err(|error| match error.get_ref() {
+            Some(inner) if matches!(inner.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) => {
+                RelayError::WrongKey
+            }
+            _ => RelayError::Io(error),
+        })?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let key = chain.first().and_then(|certificate| tls::peer_id(certificate).ok()).ok_or(RelayError::WrongKey)?;
+        Ok((stream, key))
+    }
+}
