@@ -1,12 +1,17 @@
 //! Getting through NATs: STUN and TURN as pure protocol machines, without a socket, a clock or randomness of their own.
 //!
 //! - [`stun`] is the codec: scan, authenticate, decode; seal and encode.
+//! - [`binding`] learns how STUN servers see a socket, and keeps the NAT's mapping.
 //! - [`credentials`] are what a TURN server wants to see.
 //! - [`framing`] cuts a TURN server's byte stream, and wraps payloads as ChannelData.
 //!
 //! A driver hands every datagram that [`stun::is_stun`] recognises to the machine that talks to its sender, sends what
 //! `poll_transmit` gives, and calls `handle_timeout` when `poll_timeout` says so.
 
+pub mod binding;
 pub mod credentials;
 pub mod framing;
 pub mod stun;
+mod transaction;
+
+pub use transaction::{RetransmitOptions, Transmit};
