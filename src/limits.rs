@@ -271,3 +271,19 @@ pub const RELAY_CLIENT_QUEUE: usize = 64;
 
 /// How long connecting to a relay may take, from resolving its name to its welcome.
 pub const RELAY_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// STUN servers that one socket asks. More: `add_server` refuses.
+pub const STUN_MAX_SERVERS: usize = 8;
+
+/// Longest time between two packets that keep a NAT's mapping: some forget after 30 s. Longer in an option: this is used.
+pub const NAT_KEEP_ALIVE_MAX: Duration = Duration::from_secs(25);
+
+/// Events that a NAT traversal machine keeps for a driver that does not ask. More: the oldest is lost; the state can be asked.
+pub const NAT_EVENTS: usize = 256;
+
+/// Peers of one TURN allocation, with those let go whose channel still lives. More: the one let go longest ago is
+/// forgotten; without such, `add_peer` refuses.
+pub const TURN_MAX_PEERS: usize = 64;
+
+/// Requests to one TURN server under way at once. More: they wait for an answer to one of these.
+pub const TURN_MAX_TRANSACTIONS: usize = 16;

@@ -27,8 +27,10 @@ const HARNESS: &str = "sim";
 
 /// Crates that floors 0–2 do without.
 const RUNTIMES: [&str; 3] = ["tokio", "quinn", "rusqlite"];
-/// Words that a pure machine has no use for: its driver waits, reads the clock and draws random numbers.
-const IMPURE: [&str; 6] = ["async", "await", "spawn", "now", "rng", "thread_rng"];
+/// Words that a pure machine has no use for: its driver waits and draws random numbers.
+const IMPURE: [&str; 5] = ["async", "await", "spawn", "rng", "thread_rng"];
+/// How a clock is read. `now` alone is what a driver hands in.
+const CLOCK: &str = "::now";
 /// What ends a process instead of returning an error.
 const ABORTS: [&str; 5] = [".unwrap()", ".expect(", "todo!", "unimplemented!", "dbg!"];
 
@@ -112,7 +114,9 @@ fn imports(path: &str, code: &str, ours: &str) -> Vec<String> {
     }
     if floor == PURE_FLOOR {
         let used = IMPURE.iter().filter(|word| has_word(ours, word));
-        problems.extend(used.map(|word| format!("`{word}` in a pure machine: hand it in from the driver")));
+        let clock = ours.contains(CLOCK).then_some(&"now");
+        problems
+            .extend(used.chain(clock).map(|word| format!("`{word}` in a pure machine: hand it in from the driver")));
     }
     problems
 }
@@ -376,6 +380,7 @@ fn runtimes_below_the_adapters_are_named() {
     assert_broken("src/store.rs", "// unlike tokio\nconst A: &str = r#\"rusqlite\"#;", "");
     assert_broken("src/connections/peer_machine.rs", "use tokio::time::Instant;", "");
     assert_broken("src/sync/wire.rs", "fn f() -> Instant { Instant::now() }", "`now` in a pure machine");
+    assert_broken("src/sync/wire.rs", "fn f(now: Instant) -> Instant { now }", "");
     assert_broken("src/sync/wire.rs", "#[cfg(test)]\nmod tests { fn f() -> Instant { Instant::now() } }", "");
 }
 

@@ -1,6 +1,7 @@
 //! Getting through NATs: STUN, TURN and path selection as pure machines, without a socket, a clock or randomness of their own.
 //!
 //! - [`stun`] is the codec: scan, authenticate, decode; seal and encode.
+//! - [`binding`] learns how STUN servers see a socket, and keeps the NAT's mapping.
 //! - [`credentials`] are what a TURN server wants to see.
 //! - [`framing`] cuts a TURN server's byte stream, and wraps payloads as ChannelData.
 //! - [`check`] is what peers ask each other to find out which paths work.
@@ -10,8 +11,12 @@
 //! `poll_transmit` gives, and calls `handle_timeout` when `poll_timeout` says so.
 
 pub mod check;
+pub mod binding;
 pub mod credentials;
 pub mod framing;
 pub mod path;
 pub mod path_selection;
 pub mod stun;
+mod transaction;
+
+pub use transaction::{RetransmitOptions, Transmit};
