@@ -33,30 +33,30 @@ const fn v6(bits: u128, prefix: u32) -> IpNetwork {
 /// What no client has a business to reach through a relay (RFC 6890 and its registries). Networks for documentation are
 /// not among them: nothing is there.
 const DENIED: [IpNetwork; 24] = [
-    v4(0, 0, 0, 0, 8),       // this host on this network, unspecified
-    v4(10, 0, 0, 0, 8),      // private
-    v4(100, 64, 0, 0, 10),   // carrier-grade NAT
-    v4(127, 0, 0, 0, 8),     // loopback
-    v4(169, 254, 0, 0, 16),  // link-local, metadata services of clouds
-    v4(172, 16, 0, 0, 12),   // private
-    v4(192, 0, 0, 0, 24),    // protocol assignments
-    v4(192, 88, 99, 0, 24),  // 6to4 anycast
-    v4(192, 168, 0, 0, 16),  // private
-    v4(198, 18, 0, 0, 15),   // benchmarks
-    v4(224, 0, 0, 0, 4),     // multicast
-    v4(240, 0, 0, 0, 4),     // reserved, broadcast
-    v6(0, 96),               // unspecified, loopback, IPv4-compatible
-    v6(0xffff << 32, 96),    // IPv4-mapped
-    v6(0xffff << 48, 96),    // IPv4-translated
-    v6(0x0064_ff9b << 96, 96), // NAT64
+    v4(0, 0, 0, 0, 8),                       // this host on this network, unspecified
+    v4(10, 0, 0, 0, 8),                      // private
+    v4(100, 64, 0, 0, 10),                   // carrier-grade NAT
+    v4(127, 0, 0, 0, 8),                     // loopback
+    v4(169, 254, 0, 0, 16),                  // link-local, metadata services of clouds
+    v4(172, 16, 0, 0, 12),                   // private
+    v4(192, 0, 0, 0, 24),                    // protocol assignments
+    v4(192, 88, 99, 0, 24),                  // 6to4 anycast
+    v4(192, 168, 0, 0, 16),                  // private
+    v4(198, 18, 0, 0, 15),                   // benchmarks
+    v4(224, 0, 0, 0, 4),                     // multicast
+    v4(240, 0, 0, 0, 4),                     // reserved, broadcast
+    v6(0, 96),                               // unspecified, loopback, IPv4-compatible
+    v6(0xffff << 32, 96),                    // IPv4-mapped
+    v6(0xffff << 48, 96),                    // IPv4-translated
+    v6(0x0064_ff9b << 96, 96),               // NAT64
     v6((0x0064_ff9b << 96) | (1 << 80), 48), // NAT64 of a local network
-    v6(0x0100 << 112, 64),   // discard
-    v6(0x2001 << 112, 32),   // Teredo
-    v6(0x2002 << 112, 16),   // 6to4
-    v6(0xfc00 << 112, 7),    // unique local
-    v6(0xfe80 << 112, 10),   // link-local
-    v6(0xfec0 << 112, 10),   // site-local
-    v6(0xff00 << 112, 8),    // multicast
+    v6(0x0100 << 112, 64),                   // discard
+    v6(0x2001 << 112, 32),                   // Teredo
+    v6(0x2002 << 112, 16),                   // 6to4
+    v6(0xfc00 << 112, 7),                    // unique local
+    v6(0xfe80 << 112, 10),                   // link-local
+    v6(0xfec0 << 112, 10),                   // site-local
+    v6(0xff00 << 112, 8),                    // multicast
 ];
 
 impl IpNetwork {
@@ -141,18 +141,63 @@ mod tests {
     #[test]
     fn addresses_that_are_not_public_are_denied_however_they_are_spelled() {
         let denied = [
-            "0.0.0.0", "0.1.2.3", "10.0.0.1", "10.255.255.255", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.9.9.9",
-            "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.88.99.1", "192.168.1.1", "198.18.0.1",
-            "198.19.255.255", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255",
-            "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:8.8.8.8", "::ffff:0:10.0.0.1",
-            "64:ff9b::7f00:1", "64:ff9b::a00:1", "64:ff9b:1::1", "100::1", "2001::1", "2002:7f00:1::", "2002:a00:1::1",
-            "fc00::1", "fd12:3456::1", "fe80::1", "febf::1", "fec0::1", "ff02::1", "ff0e::1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "10.255.255.255",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.9.9.9",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.1",
+            "192.88.99.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "::ffff:8.8.8.8",
+            "::ffff:0:10.0.0.1",
+            "64:ff9b::7f00:1",
+            "64:ff9b::a00:1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2002:7f00:1::",
+            "2002:a00:1::1",
+            "fc00::1",
+            "fd12:3456::1",
+            "fe80::1",
+            "febf::1",
+            "fec0::1",
+            "ff02::1",
+            "ff0e::1",
         ];
         for ip in denied {
             assert!(!allows(&PeerPolicy::new(), ip), "{ip}");
         }
-        for ip in ["8.8.8.8", "100.63.255.255", "100.128.0.0", "172.32.0.1", "192.0.1.1", "203.0.113.1", "2001:db8::1",
-            "2606:4700::1111", "2a00::1", "64:ff9c::1"] {
+        for ip in [
+            "8.8.8.8",
+            "100.63.255.255",
+            "100.128.0.0",
+            "172.32.0.1",
+            "192.0.1.1",
+            "203.0.113.1",
+            "2001:db8::1",
+            "2606:4700::1111",
+            "2a00::1",
+            "64:ff9c::1",
+        ] {
             assert!(allows(&PeerPolicy::new(), ip), "{ip}");
         }
     }

@@ -1,7 +1,10 @@
 //! Token buckets: how often, and how many bytes. Pure, the time is handed in.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
+
+use crate::limits::STUN_ADDRESSES;
 
 /// A rate per second and how much of it may be used at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,39 @@ impl Bucket {
         }
         enough
     }
+
+    fn is_full(&self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_nanos();
+        let full = u128::from(self.rate.burst) * SECOND_NS;
+        self.level + passed.saturating_mul(self.rate.per_second.into()) >= full
+    }
+}
+
+/// A bucket per address, of a bounded number of them.
+#[derive(Debug)]
+pub(super) struct AddressBuckets {
+    rate: Rate,
+    buckets: HashMap<IpAddr, Bucket>,
+}
+
+impl AddressBuckets {
+    pub(super) fn new(rate: Rate) -> Self {
+        Self { rate, buckets: HashMap::new() }
+    }
+
+    /// Takes one unit from the bucket of an address. When all buckets are in use, who has none gets nothing.
+    pub(super) fn take(&mut self, ip: IpAddr, now: Instant) -> bool {
+        let network = network_of(ip);
+        if self.buckets.len() >= STUN_ADDRESSES && !self.buckets.contains_key(&network) {
+            // Full buckets remember nothing.
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
+            if self.buckets.len() >= STUN_ADDRESSES {
+                return false;
+            }
+        }
+        let rate = self.rate;
+        self.buckets.entry(network).or_insert_with(|| Bucket::new(rate, now)).take(1, now)
+    }
 }
 
 /// What counts as one client when addresses are counted: an IPv4 address, or the /64 that IPv6 hosts choose from freely.
@@ -73,6 +109,16 @@ mod tests {
         let mut bucket = Bucket::new(Rate { per_second: 10, burst: 3 }, start);
         assert!(!bucket.take(4, start + Duration::from_secs(10)));
         assert!(bucket.take(3, start + Duration::from_secs(10)), "and nothing was lost by asking");
+    }
+
+    #[test]
+    fn addresses_are_forgotten_when_they_asked_nothing_lately_and_never_too_many() {
+        let start = Instant::now();
+        let mut buckets = AddressBuckets::new(Rate { per_second: 1, burst: 1 });
+        let ip = |n: usize| IpAddr::from(u32::try_from(n).unwrap().to_be_bytes());
+        assert!((0..STUN_ADDRESSES).all(|n| buckets.take(ip(n), start)));
+        assert!(!buckets.take(ip(0), start) && !buckets.take(ip(STUN_ADDRESSES), start));
+        assert!(buckets.take(ip(STUN_ADDRESSES), start + Duration::from_secs(1)));
     }
 
     #[test]

@@ -6,12 +6,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use data_encoding::{BASE64, HEXLOWER};
-use ring::hmac;
+use data_encoding::HEXLOWER;
 use zeroize::Zeroizing;
 
 use super::Client;
 use crate::limits::{TURN_CREDENTIAL_LIFETIME, TURN_CREDENTIAL_MAX_BYTES, TURN_NONCE_LIFETIME};
+use crate::nat::credentials::{expiry, short_lived_password};
 use crate::nat::stun::IntegrityKey;
 
 /// The realm of all relays; it has no meaning but must be there (RFC 8489, section 9.2).
@@ -23,7 +23,7 @@ const PROOF_BYTES: usize = 12;
 
 /// Makes and checks credentials.
 pub(in crate::relay) struct Credentials {
-    secret: hmac::Key,
+    secret: Zeroizing<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -34,27 +34,22 @@ impl std::fmt::Debug for Credentials {
 
 impl Credentials {
     pub(in crate::relay) fn new(secret: &[u8]) -> Self {
-        Self { secret: hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret) }
+        Self { secret: Zeroizing::new(secret.to_vec()) }
     }
 
     /// User name and password for somebody who is called `name`, good for `TURN_CREDENTIAL_LIFETIME`.
-    pub(in crate::relay) fn issue(&self, name: &str, wall_us: u64) -> (String, String) {
-        let expiry_s = wall_us / 1_000_000 + TURN_CREDENTIAL_LIFETIME.as_secs();
-        let username = format!("{expiry_s}:{name}");
-        let password = self.password(&username);
-        (username, password.to_string())
+    pub(in crate::relay) fn issue(&self, name: &str, wall_us: u64) -> (String, Zeroizing<String>) {
+        let username = format!("{}:{name}", wall_us / 1_000_000 + TURN_CREDENTIAL_LIFETIME.as_secs());
+        let password = short_lived_password(&self.secret, &username);
+        (username, password)
     }
 
     /// The key of a user whose time is not over, and its name without the time.
     pub(super) fn key_of<'a>(&self, username: &'a str, wall_us: u64) -> Option<(IntegrityKey, &'a str)> {
-        let (expiry_s, name) = username.split_once(':')?;
-        let lasts = expiry_s.parse::<u64>().ok()? > wall_us / 1_000_000;
-        let sane = lasts && username.len() <= TURN_CREDENTIAL_MAX_BYTES;
-        sane.then(|| (IntegrityKey::long_term(username, REALM, &self.password(username)), name))
-    }
-
-    fn password(&self, username: &str) -> Zeroizing<String> {
-        Zeroizing::new(BASE64.encode(hmac::sign(&self.secret, username.as_bytes()).as_ref()))
+        let (_, name) = username.split_once(':')?;
+        let lasts = expiry(username)? > wall_us / 1_000_000 && username.len() <= TURN_CREDENTIAL_MAX_BYTES;
+        let password = short_lived_password(&self.secret, username);
+        lasts.then(|| (IntegrityKey::long_term(username, REALM, &password), name))
     }
 }
 

@@ -214,13 +214,7 @@ impl TurnServer {
         std::mem::take(&mut self.freed)
     }
 
-    fn on_channel_data<'a>(
-        &mut self,
-        client: Client,
-        frame: &'a [u8],
-        now: Instant,
-        out: &mut Vec<u8>,
-    ) -> Action<'a> {
+    fn on_channel_data<'a>(&mut self, client: Client, frame: &'a [u8], now: Instant, out: &mut Vec<u8>) -> Action<'a> {
         let Some((channel, range)) = parse_channel_data(frame) else { return Action::Drop("malformed") };
         let Some(&id) = self.clients.get(&client) else { return Action::Drop("no allocation") };
         let peer = self.allocations.get(&id).and_then(|allocation| allocation.peer_of(channel, now));

@@ -7,9 +7,7 @@ use super::allocation::{Allocation, Refused};
 use super::auth::REALM;
 use super::{Action, AllocationId, Client, Ports, Times, TurnServer};
 use crate::limits::{TURN_LIFETIME, TURN_LIFETIME_MAX};
-use crate::nat::stun::{
-    AddressFamily, Attribute, ErrorCode, IntegrityKey, Message, Method, Response, Scanned,
-};
+use crate::nat::stun::{AddressFamily, Attribute, ErrorCode, IntegrityKey, Message, Method, Response, Scanned};
 use crate::relay::quota::Bucket;
 
 /// RFC 8656, section 18.7: the one transport that is relayed.
