@@ -10,8 +10,8 @@
 //! A driver hands every datagram that [`stun::is_stun`] recognises to the machine that talks to its sender, sends what
 //! `poll_transmit` gives, and calls `handle_timeout` when `poll_timeout` says so.
 
-pub mod check;
 pub mod binding;
+pub mod check;
 pub mod credentials;
 pub mod framing;
 pub mod path;
