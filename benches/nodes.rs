@@ -166,7 +166,7 @@ impl OurQuic {
         };
         let (here, there) = (start(&identity(1)), start(&identity(2)));
         let addresses = there.local_addresses().into_iter().map(|address| (TransportKind::Quic, address)).collect();
-        let address = PeerAddress::sign(&identity(2), addresses, 1).unwrap();
+        let address = PeerAddress::sign(&identity(2), addresses, Vec::new(), 1).unwrap();
         let (connected, accepted) = tokio::join!(here.connect(&address, Duration::from_secs(10)), there.accept());
         Self { here: connected.unwrap(), there: accepted.unwrap(), _transports: [here, there] }
     }

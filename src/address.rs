@@ -17,8 +17,8 @@ const ADDRESS_CONTEXT: &[u8] = b"panda-network/1 peer address";
 const TICKET_PREFIX: &str = "panda:";
 /// Version of the ticket's encoding.
 const TICKET_VERSION: u8 = 1;
-/// Longest relay name in a ticket, in bytes: the longest DNS name and a port.
-const RELAY_MAX_BYTES: usize = 260;
+/// Longest relay in a ticket or record, in bytes: the longest DNS name, a port and a key.
+const RELAY_MAX_BYTES: usize = 320;
 /// Bytes of the checksum at the end of a ticket.
 const CHECKSUM_BYTES: usize = 4;
 
@@ -72,28 +72,38 @@ pub enum TransportKind {
 pub struct PeerAddress {
     peer_id: PeerId,
     addresses: Vec<(TransportKind, SocketAddr)>,
+    relays: Vec<String>,
     timestamp_us: u64,
     signature: [u8; 64],
 }
 
 /// How a `PeerAddress` is encoded: a CBOR array.
 #[derive(Serialize, Deserialize)]
-struct AddressWire(serde_bytes::ByteArray<32>, Vec<(TransportKind, SocketAddr)>, u64, serde_bytes::ByteArray<64>);
+struct AddressWire(
+    serde_bytes::ByteArray<32>,
+    Vec<(TransportKind, SocketAddr)>,
+    Vec<String>,
+    u64,
+    serde_bytes::ByteArray<64>,
+);
 
 impl PeerAddress {
-    /// Signs a record about this node itself.
+    /// Signs a record about this node itself: its addresses, and the relays where it can be found.
     ///
     /// # Errors
-    /// [`AddressError::TooMany`] with more than 20 addresses.
+    /// [`AddressError`] with more than 20 addresses or 4 relays, or a relay of more than 320 bytes.
     pub fn sign(
         identity: &Identity,
         addresses: Vec<(TransportKind, SocketAddr)>,
+        relays: Vec<String>,
         timestamp_us: u64,
     ) -> Result<Self, AddressError> {
         check_count("addresses", addresses.len(), PEER_ADDRESS_MAX_ADDRESSES)?;
+        check_relays(&relays)?;
         let peer_id = identity.peer_id();
-        let signature = identity.signing_key().sign(&signing_bytes(&peer_id, &addresses, timestamp_us)).to_bytes();
-        Ok(Self { peer_id, addresses, timestamp_us, signature })
+        let signed = signing_bytes(&peer_id, &addresses, &relays, timestamp_us);
+        let signature = identity.signing_key().sign(&signed).to_bytes();
+        Ok(Self { peer_id, addresses, relays, timestamp_us, signature })
     }
 
     /// Whom it speaks of.
@@ -109,6 +119,11 @@ impl PeerAddress {
     /// The addresses for one transport, best first.
     pub fn addresses_for(&self, kind: TransportKind) -> impl Iterator<Item = SocketAddr> {
         self.addresses.iter().filter(move |(of, _)| *of == kind).map(|(_, address)| *address)
+    }
+
+    /// The relays where the peer can be found, `host:port#key`, best first.
+    pub fn relays(&self) -> &[String] {
+        &self.relays
     }
 
     /// When the peer signed it, in µs since the Unix epoch by its own clock.
@@ -130,18 +145,25 @@ impl PeerAddress {
     }
 
     fn to_wire(&self) -> AddressWire {
-        AddressWire((*self.peer_id.as_bytes()).into(), self.addresses.clone(), self.timestamp_us, self.signature.into())
+        AddressWire(
+            (*self.peer_id.as_bytes()).into(),
+            self.addresses.clone(),
+            self.relays.clone(),
+            self.timestamp_us,
+            self.signature.into(),
+        )
     }
 
     fn from_wire(wire: AddressWire) -> Result<Self, AddressError> {
-        let AddressWire(peer_id, addresses, timestamp_us, signature) = wire;
+        let AddressWire(peer_id, addresses, relays, timestamp_us, signature) = wire;
         check_count("addresses", addresses.len(), PEER_ADDRESS_MAX_ADDRESSES)?;
+        check_relays(&relays)?;
         let peer_id = PeerId::from_bytes(&peer_id).map_err(|_| AddressError::Damaged("not a peer id"))?;
-        let signed = signing_bytes(&peer_id, &addresses, timestamp_us);
+        let signed = signing_bytes(&peer_id, &addresses, &relays, timestamp_us);
         if !peer_id.verifies(&signed, &signature) {
             return Err(AddressError::WrongSignature(peer_id));
         }
-        Ok(Self { peer_id, addresses, timestamp_us, signature: *signature })
+        Ok(Self { peer_id, addresses, relays, timestamp_us, signature: *signature })
     }
 }
 
@@ -173,7 +195,7 @@ impl DocumentTicket {
         self
     }
 
-    /// Adds relays (`host` or `host:port`) where the peers can be found, at most 4 of at most 260 bytes; the rest is left out.
+    /// Adds relays (`host` or `host:port`) where the peers can be found, at most 4 of at most 320 bytes; the rest is left out.
     pub fn with_relays(mut self, relays: impl IntoIterator<Item = String>) -> Self {
         self.relays.extend(relays.into_iter().filter(|relay| relay.len() <= RELAY_MAX_BYTES));
         self.relays.truncate(TICKET_MAX_RELAYS);
@@ -247,16 +269,21 @@ impl std::str::FromStr for DocumentTicket {
 fn decode_ticket(wire: TicketWire) -> Result<DocumentTicket, AddressError> {
     let TicketWire(document, key, peers, relays) = wire;
     check_count("peers", peers.len(), TICKET_MAX_PEERS)?;
-    check_count("relays", relays.len(), TICKET_MAX_RELAYS)?;
-    if relays.iter().any(|relay| relay.len() > RELAY_MAX_BYTES) {
-        return Err(AddressError::Damaged("a relay name is too long"));
-    }
+    check_relays(&relays)?;
     Ok(DocumentTicket {
         document: DocumentId::from_uuid(uuid::Uuid::from_bytes(*document)),
         key: DocumentKey::from_bytes(*key),
         peers: peers.into_iter().map(PeerAddress::from_wire).collect::<Result<_, _>>()?,
         relays,
     })
+}
+
+fn check_relays(relays: &[String]) -> Result<(), AddressError> {
+    check_count("relays", relays.len(), TICKET_MAX_RELAYS)?;
+    match relays.iter().any(|relay| relay.len() > RELAY_MAX_BYTES) {
+        true => Err(AddressError::Damaged("a relay name is too long")),
+        false => Ok(()),
+    }
 }
 
 fn check_count(what: &'static str, actual: usize, limit: usize) -> Result<(), AddressError> {
@@ -269,9 +296,14 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     sum
 }
 
-fn signing_bytes(peer_id: &PeerId, addresses: &[(TransportKind, SocketAddr)], timestamp_us: u64) -> Vec<u8> {
+fn signing_bytes(
+    peer_id: &PeerId,
+    addresses: &[(TransportKind, SocketAddr)],
+    relays: &[String],
+    timestamp_us: u64,
+) -> Vec<u8> {
     let mut bytes = ADDRESS_CONTEXT.to_vec();
-    bytes.extend(encode_cbor(&(serde_bytes::Bytes::new(peer_id.as_bytes()), addresses, timestamp_us)));
+    bytes.extend(encode_cbor(&(serde_bytes::Bytes::new(peer_id.as_bytes()), addresses, relays, timestamp_us)));
     bytes
 }
 
@@ -300,7 +332,8 @@ mod tests {
     fn ticket() -> DocumentTicket {
         let alice = Identity::from_seed(&[1; 32]);
         let address =
-            PeerAddress::sign(&alice, vec![(TransportKind::Quic, "192.0.2.1:7000".parse().unwrap())], 5).unwrap();
+            PeerAddress::sign(&alice, vec![(TransportKind::Quic, "192.0.2.1:7000".parse().unwrap())], Vec::new(), 5)
+                .unwrap();
         DocumentTicket::new(DocumentId::from_uuid(uuid::Uuid::from_u128(7)), DocumentKey::from_bytes([3; 32]))
             .with_peers([address])
             .with_relays(["relay.example.org".into()])
@@ -329,7 +362,7 @@ mod tests {
     #[test]
     fn an_address_signed_by_another_peer_is_refused() {
         let mallory = Identity::from_seed(&[2; 32]);
-        let mut address = PeerAddress::sign(&mallory, Vec::new(), 5).unwrap();
+        let mut address = PeerAddress::sign(&mallory, Vec::new(), Vec::new(), 5).unwrap();
         address.peer_id = Identity::from_seed(&[1; 32]).peer_id();
         assert!(matches!(PeerAddress::decode(&address.encode()), Err(AddressError::WrongSignature(_))));
     }

@@ -73,6 +73,8 @@ pub mod network_interface;
 pub mod operation;
 pub mod panda_network;
 #[cfg(feature = "relay")]
+#[cfg(feature = "relay")]
+pub mod relay;
 pub mod rendezvous;
 #[cfg(feature = "sim")]
 #[allow(clippy::panic, clippy::print_stderr, reason = "a test harness prints its seed and ends the test")]

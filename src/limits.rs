@@ -287,3 +287,18 @@ pub const TURN_MAX_PEERS: usize = 64;
 
 /// Requests to one TURN server under way at once. More: they wait for an answer to one of these.
 pub const TURN_MAX_TRANSACTIONS: usize = 16;
+
+/// Check inputs that wait for one session. More: as if they had been lost.
+pub const CHECKS_WAITING: usize = 64;
+
+/// Checks that one node sends per second, to all peers together. More: as if they had been lost.
+pub const CHECKS_PER_SECOND: u32 = 1000;
+
+/// Sessions of checks at once: one per connection, and one per meeting under way. More: no checks for further ones.
+pub const TRAVERSAL_SESSIONS: usize = 2 * MAX_CONNECTIONS;
+
+/// Relays that a node keeps sessions with. More: further ones are not used.
+pub const RELAYS_PER_NODE: usize = 8;
+
+/// Signals from relays that a node opens per second. More: dropped, and sent again by those who mean it.
+pub const INTRODUCTIONS_PER_SECOND: u32 = 64;

@@ -124,7 +124,7 @@ fn document_frames() -> Vec<Vec<u8>> {
 
 fn address(seed: u8) -> PeerAddress {
     let addresses = ["192.0.2.1:7000", "[2001:db8::1]:7000"].map(|text| (TransportKind::Quic, text.parse().unwrap()));
-    PeerAddress::sign(&identity(seed), addresses.to_vec(), 1 << 50).unwrap()
+    PeerAddress::sign(&identity(seed), addresses.to_vec(), Vec::new(), 1 << 50).unwrap()
 }
 
 fn tickets() -> Vec<Vec<u8>> {

@@ -35,13 +35,17 @@ pub use subscription::{DocumentEvent, PresenceChange, StartFrom, Subscription};
 use crate::address::PeerAddress;
 use crate::clock::Clock;
 use crate::identity::Identity;
-use crate::ids::DocumentId;
-use crate::limits::MAX_OPEN_DOCUMENTS;
+use crate::ids::{DocumentId, PeerId};
+use crate::limits::{MAX_OPEN_DOCUMENTS, SIGNAL_PROOFS};
+use crate::rendezvous::doorkeeper::{Doorkeeper, Proof};
 use crate::store::{DocumentRecord, Store, StoreError};
 use crate::transport::Connection;
 use crate::watch;
 pub use context::Learned;
 use context::{Context, Metrics};
+
+/// Domain separation of the proofs in introductions.
+const PROOF_CONTEXT: &str = "panda-network 2026 introduction";
 
 /// Addresses of peers that wait for whoever makes connections. Full: left out, peers send them again.
 const LEARNED_QUEUE: usize = 256;
@@ -165,6 +169,13 @@ impl Documents {
         link::Link::run(Arc::clone(&self.registry), connection).await;
     }
 
+    /// Which documents this node and a peer may both know, for an introduction: those that the peer is known for first.
+    fn to_prove(&self, peer: &PeerId) -> Vec<Arc<OpenDocument>> {
+        let (mut known, others): (Vec<_>, Vec<_>) = self.all().into_iter().partition(|document| document.knows(peer));
+        known.extend(others);
+        known
+    }
+
     /// Tells every connected peer that this node is about to leave on purpose, or that it stays after all.
     pub fn set_goodbye(&self, goodbye: bool) {
         self.registry.goodbye.send_replace(goodbye);
@@ -183,4 +194,30 @@ impl Documents {
         };
         let _ = tokio::time::timeout(deadline, flushed).await;
     }
+}
+
+impl Doorkeeper for Documents {
+    fn proofs(&self, peer: &PeerId, session: u64) -> Vec<Proof> {
+        let node = self.registry.context.identity.peer_id();
+        let documents = self.to_prove(peer).into_iter().take(SIGNAL_PROOFS);
+        documents.map(|document| proof(document.record(), (&node, peer), session)).collect()
+    }
+
+    fn admits(&self, peer: &PeerId, session: u64, proofs: &[Proof]) -> bool {
+        let node = self.registry.context.identity.peer_id();
+        let expected = self.all().into_iter().map(|document| proof(document.record(), (peer, &node), session));
+        expected.into_iter().any(|expected| proofs.contains(&expected))
+    }
+}
+
+/// That `from` knows the document, for `to` alone and once.
+fn proof(record: &DocumentRecord, (from, to): (&PeerId, &PeerId), session: u64) -> Proof {
+    let mut hasher = blake3::Hasher::new_derive_key(PROOF_CONTEXT);
+    for part in [record.key.as_bytes(), from.as_bytes(), to.as_bytes()] {
+        hasher.update(part);
+    }
+    hasher.update(&session.to_be_bytes());
+    let mut proof = Proof::default();
+    hasher.finalize_xof().fill(&mut proof);
+    proof
 }

@@ -190,7 +190,20 @@ impl OpenDocument {
     /// # Errors
     /// [`StoreError`] when they cannot be read.
     pub async fn known_peers(&self) -> Result<Vec<PeerAddress>, StoreError> {
-        self.store.peers(self.log).await
+        let peers = self.store.peers(self.log).await?;
+        self.addresses.send_if_modified(|known| {
+            for peer in peers.iter().take(MAX_KNOWN_PEERS.saturating_sub(known.len())) {
+                known.entry(peer.peer_id()).or_insert(peer.timestamp_us());
+            }
+            // Every session begins with what the store has.
+            false
+        });
+        Ok(peers)
+    }
+
+    /// Whether a peer is known to share this document.
+    pub(super) fn knows(&self, peer: &PeerId) -> bool {
+        self.addresses.borrow().contains_key(peer)
     }
 
     /// Keeps the address of a peer that shares this document.

@@ -39,6 +39,7 @@ impl Document {
         let own = self.node.address()?;
         let others = others.into_iter().filter(|address| address.peer_id() != own.peer_id()).take(TICKET_MAX_PEERS - 1);
         Ok(DocumentTicket::new(record.document, record.key.clone())
+            .with_relays(own.relays().iter().cloned())
             .with_peers(std::iter::once(own.clone()).chain(others)))
     }
 

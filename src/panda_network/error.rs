@@ -9,6 +9,7 @@ use crate::documents::PresenceError;
 use crate::error::IdentityError;
 use crate::ids::DocumentId;
 use crate::network_interface::NetworkError;
+use crate::rendezvous::address::RelayAddressError;
 use crate::store::StoreError;
 use crate::transport::TransportError;
 
@@ -25,6 +26,14 @@ pub enum PandaError {
     /// A ticket or an address is not acceptable.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// A relay's address is not acceptable. Whoever wrote it erred.
+    #[error("relay {text:?}: {error}")]
+    Relay {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        error: RelayAddressError,
+    },
     /// A presence state is not acceptable.
     #[error(transparent)]
     Presence(#[from] PresenceError),
@@ -47,9 +56,11 @@ impl From<PandaError> for NetworkError {
         match error {
             PandaError::Store(error) => error.into(),
             PandaError::UnknownDocument(document) => Self::UnknownDocument(document),
-            PandaError::Transport(_) | PandaError::Address(_) | PandaError::Presence(_) | PandaError::Identity(_) => {
-                Self::Store(StoreError::Io(error.to_string()))
-            }
+            PandaError::Transport(_)
+            | PandaError::Address(_)
+            | PandaError::Relay { .. }
+            | PandaError::Presence(_)
+            | PandaError::Identity(_) => Self::Store(StoreError::Io(error.to_string())),
         }
     }
 }

@@ -25,7 +25,7 @@ pub use error::PandaError;
 pub use in_memory::{InMemoryHub, InMemoryNetwork};
 pub use options::PandaNetworkOptions;
 
-use crate::address::{AddressError, DocumentTicket, PeerAddress, TransportKind};
+use crate::address::{AddressError, DocumentTicket, PeerAddress};
 use crate::clock::Clock;
 use crate::connections::{ConnectionHandler, Connections};
 use crate::documents::{Documents, Learned, OpenDocument};
@@ -33,11 +33,13 @@ use crate::identity::Identity;
 use crate::ids::{DocumentId, DocumentKey, PeerId};
 use crate::limits::CONNECT_DEADLINE;
 use crate::network_interface::ConnectionState;
+use crate::rendezvous::address::RelayAddress;
 use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{DocumentRecord, Store, StoreError};
 use crate::sync::hello::PROTOCOL_VERSIONS;
 use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, Transport, TransportStats};
 use crate::transports::quic::QuicTransport;
+use crate::transports::relay_client::RelayState;
 use crate::watch;
 
 /// File of the node's key in its data directory.
@@ -61,6 +63,7 @@ struct Node {
     clock: Clock,
     store: Arc<dyn Store>,
     transport: Arc<dyn Transport>,
+    quic: QuicTransport,
     documents: Documents,
     connections: Connections,
     random: Mutex<ChaCha20Rng>,
@@ -81,9 +84,8 @@ impl Drop for Node {
 impl Node {
     /// A freshly signed record of where this node can be reached.
     fn address(&self) -> Result<PeerAddress, AddressError> {
-        let addresses = addresses::reachable(&self.transport.local_addresses());
-        let addresses = addresses.into_iter().map(|address| (TransportKind::Quic, address)).collect();
-        PeerAddress::sign(&self.identity, addresses, self.clock.now_us())
+        let (addresses, relays) = addresses::reachable(&self.quic);
+        PeerAddress::sign(&self.identity, addresses, relays, self.clock.now_us())
     }
 
     fn stop_tasks(&self) {
@@ -125,7 +127,7 @@ impl World {
         let address = SocketAddr::new(host.ip(), port);
         let socket = host.bind(port).map_err(|error| TransportError::Bind { address, reason: error.to_string() })?;
         let network = host.network().clone();
-        options.quic = options.quic.clone().with_socket(socket).with_rng_seed(seed);
+        options.quic = options.quic.clone().with_socket(socket).with_network(Arc::new(host)).with_rng_seed(seed);
         Ok(Self {
             identity: Identity::from_seed(&seed),
             clock: Clock::new(move || u64::try_from(network.now().as_micros()).unwrap_or(u64::MAX)),
@@ -149,9 +151,12 @@ impl PandaNetwork {
             .with_inline(inline)
             .with_clock(clock.clone());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
-        let quic = options.quic.with_hello(PROTOCOL_VERSIONS.encode());
-        let transport: Arc<dyn Transport> = Arc::new(QuicTransport::start(&identity, quic)?);
+        let relays = options.relays.iter().map(|relay| parse_relay(relay)).collect::<Result<Vec<_>, _>>()?;
+        let quic = options.quic.with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays);
+        let quic = QuicTransport::start(&identity, quic)?;
+        let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
+        quic.set_doorkeeper(Arc::new(documents.clone()));
         let handler = Arc::new(Handler(documents.clone()));
         let connections = Connections::start(
             identity.peer_id(),
@@ -162,7 +167,8 @@ impl PandaNetwork {
         );
         let (random, tasks) = (Mutex::new(random), Mutex::new(JoinSet::new()));
         let ended = AtomicBool::new(false);
-        let node = Arc::new(Node { identity, clock, store, transport, documents, connections, random, tasks, ended });
+        let node =
+            Arc::new(Node { identity, clock, store, transport, quic, documents, connections, random, tasks, ended });
         node.documents.set_address(node.address()?);
         let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.spawn(add_learned_peers(node.documents.clone(), node.connections.clone(), learned));
@@ -193,6 +199,7 @@ impl PandaNetwork {
     pub async fn open(&self, ticket: DocumentTicket) -> Result<Document, PandaError> {
         let record = DocumentRecord { document: ticket.document(), key: ticket.key().clone() };
         let document = self.open_record(record).await?;
+        self.add_relays(ticket.relays());
         for peer in ticket.peers() {
             document.open.remember_peer(peer.clone()).await?;
             self.node.connections.add_peer(peer.clone());
@@ -258,6 +265,7 @@ impl PandaNetwork {
     /// The network changed or the machine woke up: dials everybody who is not connected at once. The node notices most
     /// changes by itself within seconds; an editor that knows earlier says so here.
     pub fn on_network_change(&self) {
+        self.node.quic.on_network_change();
         self.node.connections.retry_now();
     }
 
@@ -319,13 +327,34 @@ impl PandaNetwork {
         }
     }
 
+    /// Relays that others named. One whose name cannot be read is as good as one that does not answer.
+    fn add_relays(&self, relays: &[String]) {
+        for relay in relays.iter().filter_map(|relay| relay.parse::<RelayAddress>().ok()) {
+            let known = self.node.quic.relays();
+            if !known.iter().any(|(known, _)| known.server == relay.server) {
+                self.node.quic.add_relay(relay);
+            }
+        }
+    }
+
+    /// The relays that this node keeps sessions with, and how those are.
+    pub fn relays(&self) -> Vec<(RelayAddress, RelayState)> {
+        self.node.quic.relays()
+    }
+
     async fn open_record(&self, record: DocumentRecord) -> Result<Document, PandaError> {
         let open = self.node.documents.open(record).await?;
         for peer in open.known_peers().await? {
+            // Where the peers are found, this node should be found as well.
+            self.add_relays(peer.relays());
             self.node.connections.add_peer(peer);
         }
         Ok(Document { node: Arc::clone(&self.node), open })
     }
+}
+
+fn parse_relay(text: &str) -> Result<RelayAddress, PandaError> {
+    text.parse().map_err(|error| PandaError::Relay { text: text.to_owned(), error })
 }
 
 async fn peers_of(document: &OpenDocument) -> Result<BTreeSet<PeerId>, StoreError> {

@@ -16,6 +16,7 @@ pub struct PandaNetworkOptions {
     pub(super) reconnection: ReconnectionPolicy,
     pub(super) outbox: (usize, u64),
     pub(super) quic: QuicTransportOptions,
+    pub(super) relays: Vec<String>,
     #[cfg(feature = "sim")]
     pub(super) simulation: Option<Simulation>,
 }
@@ -38,6 +39,7 @@ impl PandaNetworkOptions {
             reconnection: ReconnectionPolicy::new(),
             outbox: (OUTBOX_MAX_OPERATIONS, OUTBOX_MAX_BYTES),
             quic: QuicTransportOptions::new(),
+            relays: Vec::new(),
             #[cfg(feature = "sim")]
             simulation: None,
         }
@@ -66,6 +68,20 @@ impl PandaNetworkOptions {
     /// makes `publish` fail with `QueueFull` early; larger costs disk, not memory.
     pub fn with_outbox_limits(mut self, operations: usize, bytes: u64) -> Self {
         self.outbox = (operations, bytes);
+        self
+    }
+
+    /// Relays where peers find this node and that help through NATs: `host`, `host:port` or `host:port#key`, at most 8. Default:
+    /// none; the relays of opened tickets are used in any case. With the key nobody can pose as the relay; without, whoever
+    /// answers is taken, learns who meets whom, and still reads and forges nothing.
+    pub fn with_relays<R: Into<String>>(mut self, relays: impl IntoIterator<Item = R>) -> Self {
+        self.relays = relays.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Only relayed paths: peers do not learn this node's addresses. Default: off. Needs a relay, and is slower.
+    pub fn with_relay_only(mut self, relay_only: bool) -> Self {
+        self.quic = self.quic.with_relay_only(relay_only);
         self
     }
 

@@ -5,6 +5,7 @@
 //! [`seal`] how they keep that from the relay. Not here: the relay itself (`relay/`), and the node's session with it.
 
 pub mod address;
+pub mod doorkeeper;
 pub mod forward;
 pub mod seal;
 pub mod signal;

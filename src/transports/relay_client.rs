@@ -215,16 +215,18 @@ impl Session {
                     decoder.push(chunk.split().freeze());
                     while let Some(frame) = decoder.next_frame()? {
                         match RelayFrame::decode(&frame)? {
-                            RelayFrame::Welcome(welcome) => {
-                                let welcome = welcome.into();
-                                self.state.send_replace(RelayState::Up(RelayInfo { key, address, welcome }));
-                            }
                             RelayFrame::Ping { nonce } => NodeFrame::Pong { nonce }.encode(&mut out),
                             RelayFrame::Pong { .. } => {}
                             RelayFrame::GoingAway => return Err(RelayError::GoingAway),
-                            frame => if self.heard.send((self.address.clone(), frame)).await.is_err() {
-                                return Ok(());
-                            },
+                            frame => {
+                                if let RelayFrame::Welcome(welcome) = &frame {
+                                    let welcome = Arc::new((**welcome).clone());
+                                    self.state.send_replace(RelayState::Up(RelayInfo { key, address, welcome }));
+                                }
+                                if self.heard.send((self.address.clone(), frame)).await.is_err() {
+                                    return Ok(());
+                                }
+                            }
                         }
                     }
                     (deadline, asked) = (Instant::now() + PING_INTERVAL, false);

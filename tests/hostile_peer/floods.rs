@@ -242,7 +242,7 @@ fn streams_that_stay_silent_cost_the_connection_in_the_end() {
 fn an_address_record_that_its_peer_did_not_sign_costs_the_connection() {
     scene(|stage: Stage| async {
         let own = stage.hostile.record().encode();
-        let another = PeerAddress::sign(&Identity::from_seed(&[7; 32]), Vec::new(), 1).unwrap().encode();
+        let another = PeerAddress::sign(&Identity::from_seed(&[7; 32]), Vec::new(), Vec::new(), 1).unwrap().encode();
         let mut forged = own.clone();
         *forged.last_mut().unwrap() ^= 1;
         let longer = [&own[..], &[0]].concat();
@@ -259,7 +259,7 @@ fn an_address_record_that_its_peer_did_not_sign_costs_the_connection() {
 fn address_records_of_others_that_they_did_not_sign_cost_the_session() {
     scene(|stage: Stage| async {
         let line = stage.hostile.dial().await;
-        let genuine = PeerAddress::sign(&Identity::from_seed(&[7; 32]), Vec::new(), 1).unwrap().encode();
+        let genuine = PeerAddress::sign(&Identity::from_seed(&[7; 32]), Vec::new(), Vec::new(), 1).unwrap().encode();
         let mut forged = genuine.clone();
         *forged.last_mut().unwrap() ^= 1;
         let mut stream = line.session().await;

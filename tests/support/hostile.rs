@@ -143,7 +143,7 @@ impl Hostile {
     pub fn record(&self) -> PeerAddress {
         let addresses = self.transport.local_addresses();
         let addresses = addresses.into_iter().map(|address| (TransportKind::Quic, address)).collect();
-        PeerAddress::sign(&self.identity, addresses, 1).unwrap()
+        PeerAddress::sign(&self.identity, addresses, Vec::new(), 1).unwrap()
     }
 
     /// An author of its own making.

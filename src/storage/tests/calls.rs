@@ -11,7 +11,8 @@ use crate::store::Position;
 
 fn address(seed: u8, timestamp_us: u64) -> PeerAddress {
     let at = SocketAddr::from(([192, 0, 2, seed], 7000));
-    PeerAddress::sign(&Identity::from_seed(&[seed; 32]), vec![(TransportKind::Quic, at)], timestamp_us).unwrap()
+    PeerAddress::sign(&Identity::from_seed(&[seed; 32]), vec![(TransportKind::Quic, at)], Vec::new(), timestamp_us)
+        .unwrap()
 }
 
 #[tokio::test]

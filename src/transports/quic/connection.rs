@@ -1,10 +1,12 @@
 //! One connection to one peer, as the port offers it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::SendDatagramError;
+use tokio::sync::oneshot;
 
 use super::errors::connection_error;
 use super::flush::FlushSet;
@@ -14,12 +16,15 @@ use super::peer_state::Live;
 use super::stream_pool::StreamPool;
 use super::streams::{Link, open};
 use super::transport::QuicTransportImpl;
+use super::traversal::{Kept, keep_paths};
 use super::wire::{StreamType, code};
 use crate::ids::PeerId;
+use crate::rendezvous::address::RelayAddress;
 use crate::transport::{
     BiStream, BoxFuture, CloseReason, Connection, ConnectionInfo, ConnectionStats, IncomingRequest, PathKind, Priority,
     TransportError, TransportKind,
 };
+use crate::watch;
 
 /// A handshake that is complete, with the peer proved and its hello read.
 #[derive(Debug)]
@@ -29,6 +34,10 @@ pub(super) struct Established {
     pub(super) hello: Bytes,
     pub(super) dialled: bool,
     pub(super) route: RouteGuard,
+    /// Counts its moves to other paths.
+    pub(super) epoch: Arc<AtomicU64>,
+    /// Relays at which the peer may be found.
+    pub(super) relays: Vec<RelayAddress>,
 }
 
 /// A live connection. It closes with [`CloseReason::Done`] when this and all its streams are dropped.
@@ -41,16 +50,24 @@ pub(super) struct QuicConnection {
     inbound: Arc<Inbound>,
     requests: StreamPool,
     paths: Arc<Paths>,
+    path_kind: watch::Receiver<PathKind>,
 }
 
 impl QuicConnection {
     /// Counts a connection in and starts its one task, which sorts streams until the connection is gone.
     pub(super) fn start(transport: &QuicTransportImpl, established: Established) -> Arc<Self> {
-        let Established { quinn, peer, hello, dialled, route } = established;
+        let Established { quinn, peer, hello, dialled, route, epoch, relays } = established;
         let flush = Arc::new(FlushSet::default());
         let idle_timeout = transport.options.idle_timeout;
         let link = Arc::new(Link { quinn: quinn.clone(), flush: flush.clone(), idle_timeout });
-        let inbound = Arc::new(Inbound::new(transport.counters.clone()));
+        let (path_stream, stream) = oneshot::channel();
+        let inbound = Arc::new(Inbound::new(transport.counters.clone(), path_stream));
+        let kind = watch::Sender::new(PathKind::Direct);
+        let path_kind = kind.subscribe();
+        if let Some(traversal) = transport.traversal.clone() {
+            let kept = Kept { quinn: quinn.clone(), peer, dialled, epoch, kind, stream, relays };
+            tokio::spawn(keep_paths(traversal, kept));
+        }
         transport.pool.add(peer, Live { quinn: quinn.clone(), flush });
         tracing::debug!(peer = %peer.short(), dialled, "connected");
 
@@ -63,7 +80,7 @@ impl QuicConnection {
             drop(route);
         });
         let paths = transport.paths.clone();
-        Arc::new(Self { peer, hello, dialled, link, inbound, requests: StreamPool::new(), paths })
+        Arc::new(Self { peer, hello, dialled, link, inbound, requests: StreamPool::new(), paths, path_kind })
     }
 
     /// Why there is nothing more to come. Only asked once the connection is gone.
@@ -86,7 +103,7 @@ impl Connection for QuicConnection {
             transport: TransportKind::Quic,
             dialled: self.dialled,
             remote_address: self.paths.path(&self.link.quinn.remote_address()).map(|path| path.remote),
-            path: PathKind::Direct,
+            path: *self.path_kind.borrow(),
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use tokio::task::JoinSet;
 
@@ -14,9 +15,11 @@ use super::errors::connection_error;
 use super::hello;
 use super::paths::RouteGuard;
 use super::transport::QuicTransportImpl;
+use super::traversal::Meeting;
 use crate::address::PeerAddress;
 use crate::ids::PeerId;
-use crate::limits::SOCKET_ROUTES;
+use crate::limits::{SOCKET_ROUTES, TICKET_MAX_RELAYS};
+use crate::rendezvous::address::RelayAddress;
 use crate::transport::{TransportError, TransportKind};
 use crate::transports::tls;
 
@@ -27,14 +30,48 @@ pub(super) async fn connect(
 ) -> Result<Arc<QuicConnection>, TransportError> {
     let candidates = address.addresses_for(TransportKind::Quic);
     let candidates: Vec<_> = candidates.filter(|candidate| transport.paths.reaches(candidate)).collect();
-    if candidates.is_empty() {
+    let relays = relays_of(transport, address);
+    if candidates.is_empty() && relays.is_empty() {
         return Err(TransportError::NoAddress(TransportKind::Quic));
     }
-    let mut race =
-        Race { transport, peer: address.peer_id(), candidates, running: Vec::new(), attempts: JoinSet::new() };
-    let established = race.run().await?;
+    let peer = address.peer_id();
+    let meeting = transport.traversal.as_ref().filter(|_| !relays.is_empty()).map(Meeting::new);
+    let race = Race {
+        transport,
+        peer,
+        candidates,
+        meeting: meeting.as_ref(),
+        relays: &relays,
+        running: Vec::new(),
+        attempts: JoinSet::new(),
+    };
+    let meet = async {
+        match &meeting {
+            Some(meeting) => meeting.run(peer, relays.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let established = tokio::select! {
+        biased;
+        established = race.run() => established?,
+        () = meet => return Err(TransportError::NoAddress(TransportKind::Quic)),
+    };
     transport.counters.dialled.add();
     Ok(QuicConnection::start(transport, established))
+}
+
+/// Where the peer can be found, by its own word, and where we are ourselves: it may be there as well.
+fn relays_of(transport: &QuicTransportImpl, address: &PeerAddress) -> Vec<RelayAddress> {
+    let Some(traversal) = &transport.traversal else { return Vec::new() };
+    let theirs = address.relays().iter().filter_map(|relay| relay.parse().ok());
+    let ours = traversal.relays().into_iter().map(|(relay, _)| relay);
+    let mut relays: Vec<RelayAddress> = Vec::new();
+    for relay in theirs.chain(ours) {
+        if relays.len() < TICKET_MAX_RELAYS && !relays.iter().any(|known| known.server == relay.server) {
+            relays.push(relay);
+        }
+    }
+    relays
 }
 
 /// Attempts at one peer. Usually one: more when a candidate is in use by another connection or a stranger answered.
@@ -43,6 +80,9 @@ struct Race<'a> {
     peer: PeerId,
     /// Addresses that may still be the peer's.
     candidates: Vec<SocketAddr>,
+    /// Finds further paths meanwhile.
+    meeting: Option<&'a Meeting>,
+    relays: &'a [RelayAddress],
     /// Virtual addresses that are being tried.
     running: Vec<SocketAddr>,
     attempts: JoinSet<Result<Established, Failure>>,
@@ -57,7 +97,7 @@ struct Failure {
 
 impl Race<'_> {
     /// The first attempt that succeeds, or why the last one did not.
-    async fn run(&mut self) -> Result<Established, TransportError> {
+    async fn run(mut self) -> Result<Established, TransportError> {
         self.launch();
         let mut error = TransportError::Limit { what: "routes", limit: SOCKET_ROUTES };
         while let Some(ended) = self.attempts.join_next().await {
@@ -67,7 +107,7 @@ impl Race<'_> {
                     self.running.retain(|running| *running != failure.virtual_address);
                     if let Some(stranger) = failure.answered_from {
                         self.candidates.retain(|candidate| !same_address(candidate, &stranger));
-                        if !self.candidates.is_empty() {
+                        if !self.candidates.is_empty() || self.meeting.is_some() {
                             self.launch();
                         }
                     }
@@ -81,15 +121,26 @@ impl Race<'_> {
 
     /// Starts an attempt for every candidate that has none.
     fn launch(&mut self) {
-        for route in self.transport.paths.dial(&self.candidates) {
+        let mut routes = self.transport.paths.dial(&self.candidates);
+        if let Some(meeting) = self.meeting {
+            // What the meeting finds needs a route that nobody answered yet.
+            let open = |route: &RouteGuard| self.transport.paths.path(&route.address()).is_none();
+            if !routes.iter().any(open) {
+                routes.extend(self.transport.paths.dial(&[]));
+            }
+            if let Some(route) = routes.iter().find(|route| open(route)) {
+                meeting.use_route(route.address());
+            }
+        }
+        for route in routes {
             if self.running.contains(&route.address()) {
                 continue;
             }
             self.running.push(route.address());
-            let (transport, peer) = (self.transport.clone(), self.peer);
+            let (transport, peer, relays) = (self.transport.clone(), self.peer, self.relays.to_vec());
             self.attempts.spawn(async move {
                 let virtual_address = route.address();
-                let attempted = attempt(&transport, peer, route).await;
+                let attempted = attempt(&transport, peer, route, relays).await;
                 attempted.map_err(|(error, _route)| Failure {
                     virtual_address,
                     answered_from: transport.paths.path(&virtual_address).map(|path| path.remote),
@@ -109,9 +160,11 @@ async fn attempt(
     transport: &QuicTransportImpl,
     peer: PeerId,
     route: RouteGuard,
+    relays: Vec<RelayAddress>,
 ) -> Result<Established, (TransportError, RouteGuard)> {
-    match handshake(transport, peer, route.address()).await {
-        Ok((quinn, hello)) => Ok(Established { quinn, peer, hello, dialled: true, route }),
+    let epoch = Arc::default();
+    match handshake(transport, peer, route.address(), &epoch).await {
+        Ok((quinn, hello)) => Ok(Established { quinn, peer, hello, dialled: true, route, epoch, relays }),
         Err(error) => Err((error, route)),
     }
 }
@@ -120,6 +173,7 @@ async fn handshake(
     transport: &QuicTransportImpl,
     peer: PeerId,
     virtual_address: SocketAddr,
+    epoch: &Arc<AtomicU64>,
 ) -> Result<(quinn::Connection, bytes::Bytes), TransportError> {
     let idle = transport.options.idle_timeout;
     let (endpoint, limit) = (transport.endpoint()?, transport.options.max_connections);
@@ -127,7 +181,7 @@ async fn handshake(
         return Err(TransportError::Limit { what: "connections", limit });
     }
     let connecting = endpoint
-        .connect_with(transport.client.clone(), virtual_address, &tls::server_name(&peer))
+        .connect_with(transport.client_config(epoch), virtual_address, &tls::server_name(&peer))
         .map_err(|error| TransportError::Lost(error.to_string()))?;
     let (quinn, asked) = match connecting.into_0rtt() {
         Ok((quinn, complete)) => {

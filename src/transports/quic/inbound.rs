@@ -5,16 +5,17 @@
 //! that only opens streams uses up nothing but its own allowance.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::counters::Counters;
 use super::queue::Queue;
 use super::streams::{Link, QuicRecv, QuicSend};
+use super::traversal::PathStream;
 use super::wire::{StreamType, code};
 use crate::limits::{
     PROTOCOL_ERRORS_PER_CONNECTION, REQUEST_MAX_BYTES, REQUESTS_PER_CONNECTION, STREAM_TYPE_DEADLINE, STREAMS_WAITING,
@@ -28,15 +29,18 @@ pub(super) struct Inbound {
     pub(super) streams: Queue<BiStream>,
     /// Requests that arrived whole.
     pub(super) requests: Queue<IncomingRequest>,
+    /// Where the stream of candidates goes, once.
+    paths: Mutex<Option<oneshot::Sender<PathStream>>>,
     requests_arriving: Semaphore,
     protocol_errors: AtomicU32,
     counters: Arc<Counters>,
 }
 
 impl Inbound {
-    /// Empty queues.
-    pub(super) fn new(counters: Arc<Counters>) -> Self {
+    /// Empty queues. `paths` gets the stream of candidates.
+    pub(super) fn new(counters: Arc<Counters>, paths: oneshot::Sender<PathStream>) -> Self {
         Self {
+            paths: Mutex::new(Some(paths)),
             streams: Queue::new(STREAMS_WAITING),
             requests: Queue::new(REQUESTS_PER_CONNECTION),
             requests_arriving: Semaphore::new(REQUESTS_PER_CONNECTION),
@@ -91,6 +95,17 @@ impl Inbound {
                 }
             }
             Some(StreamType::Request) => self.read_request(send, recv, link).await,
+            Some(StreamType::Paths) => {
+                let waiting = self.paths.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let refused = match waiting {
+                    Some(waiting) => waiting.send((send, recv)),
+                    None => Err((send, recv)),
+                };
+                // Nobody keeps paths here, or there is such a stream already.
+                if let Err((mut send, mut recv)) = refused {
+                    refuse(&mut send, &mut recv, CloseReason::TooBusy);
+                }
+            }
             // A second hello, or something that a later version may know.
             Some(StreamType::Hello) | None => {
                 refuse(&mut send, &mut recv, CloseReason::BadFrame);

@@ -1,7 +1,7 @@
 //! Accepting peers: who is let in, who must prove its address first, and who is refused.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quinn::{Connecting, Endpoint};
 use tokio::time::timeout;
@@ -36,10 +36,11 @@ pub(super) async fn run(transport: Arc<QuicTransportImpl>, endpoint: Endpoint) {
             incoming.refuse();
             continue;
         };
-        let Ok(connecting) = incoming.accept() else { continue };
+        let epoch = Arc::default();
+        let Ok(connecting) = incoming.accept_with(transport.server_config(&epoch)) else { continue };
         tokio::spawn(async move {
             let deadline = handshake.0.options.accept_deadline;
-            let accepted = timeout(deadline, accept(&handshake.0, connecting, route)).await;
+            let accepted = timeout(deadline, accept(&handshake.0, connecting, route, epoch)).await;
             if let Err(error) = accepted.unwrap_or(Err(TransportError::Timeout(deadline))) {
                 tracing::debug!(%error, "an incoming connection was not completed");
             }
@@ -53,6 +54,7 @@ async fn accept(
     transport: &QuicTransportImpl,
     connecting: Connecting,
     route: RouteGuard,
+    epoch: Arc<AtomicU64>,
 ) -> Result<(), TransportError> {
     let idle = transport.options.idle_timeout;
     let Ok((quinn, complete)) = connecting.into_0rtt() else {
@@ -70,7 +72,10 @@ async fn accept(
     }
     let peer = authenticated_peer(&quinn).ok_or(TransportError::WrongPeer)?;
     transport.counters.accepted.add();
-    let connection = QuicConnection::start(transport, Established { quinn, peer, hello, dialled: false, route });
+    let connection = QuicConnection::start(
+        transport,
+        Established { quinn, peer, hello, dialled: false, route, epoch, relays: Vec::new() },
+    );
     if let Err(connection) = transport.accepted.push(connection) {
         transport.counters.refused.add();
         connection.close(CloseReason::TooBusy);

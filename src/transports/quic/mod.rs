@@ -17,6 +17,7 @@ mod hello;
 mod inbound;
 mod incoming;
 mod options;
+mod path_epoch;
 mod path_socket;
 mod paths;
 mod peer_state;
@@ -26,6 +27,7 @@ mod routes;
 mod stream_pool;
 mod streams;
 mod transport;
+mod traversal;
 mod udp;
 mod wire;
 

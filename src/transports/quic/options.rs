@@ -2,14 +2,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use super::path_epoch::PathEpoch;
 use crate::limits::{
     CONNECT_DEADLINE, HANDSHAKES_BEFORE_RETRY, HELLO_MAX_BYTES, MAX_CONNECTIONS, STREAMS_PER_CONNECTION,
 };
+use crate::net::HostNetwork;
+use crate::rendezvous::address::RelayAddress;
 use crate::transport::TransportError;
 
 /// Largest UDP payload that is probed for, in bytes: fits Ethernet below a tunnel, and TURN's headers.
@@ -36,6 +40,9 @@ pub struct QuicTransportOptions {
     pub(super) connection_window_bytes: u32,
     pub(super) initial_rtt: Duration,
     pub(super) hello: Bytes,
+    pub(super) network: Option<Arc<dyn HostNetwork>>,
+    pub(super) relays: Vec<RelayAddress>,
+    pub(super) relay_only: bool,
 }
 
 impl Default for QuicTransportOptions {
@@ -60,6 +67,9 @@ impl QuicTransportOptions {
             connection_window_bytes: 4 * 1024 * 1024,
             initial_rtt: Duration::from_millis(100),
             hello: Bytes::new(),
+            network: None,
+            relays: Vec::new(),
+            relay_only: false,
         }
     }
 
@@ -74,6 +84,27 @@ impl QuicTransportOptions {
     /// A socket to use instead of opening one, for simulations. Default: none. The listen address is then ignored.
     pub fn with_socket(mut self, socket: Arc<dyn AsyncUdpSocket>) -> Self {
         self.socket = Some(socket);
+        self
+    }
+
+    /// The machine's network, for relays and candidates. Default: the operating system's; with a socket of the caller's none,
+    /// which leaves the transport without NAT traversal.
+    pub fn with_network(mut self, network: Arc<dyn HostNetwork>) -> Self {
+        self.network = Some(network);
+        self
+    }
+
+    /// Relays to keep sessions with, at most 8: peers find us there, and they help through NATs. Default: none. The more, the
+    /// more of them learn when this node is online.
+    pub fn with_relays(mut self, relays: impl IntoIterator<Item = RelayAddress>) -> Self {
+        self.relays = relays.into_iter().collect();
+        self
+    }
+
+    /// Only relayed paths, and no address of ours told to anybody but relays. Default: off. Slower, and without a relay
+    /// nobody is reached.
+    pub fn with_relay_only(mut self, relay_only: bool) -> Self {
+        self.relay_only = relay_only;
         self
     }
 
@@ -157,8 +188,8 @@ impl QuicTransportOptions {
         limit("keep-alive milliseconds", self.keep_alive.as_millis() as usize, self.idle_timeout.as_millis() as usize)
     }
 
-    /// quinn's transport parameters.
-    pub(super) fn transport_config(&self) -> TransportConfig {
+    /// quinn's transport parameters, for a connection whose moves `epoch` counts.
+    pub(super) fn transport_config(&self, epoch: &Arc<AtomicU64>) -> TransportConfig {
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(MTU_UPPER_BOUND_BYTES).interval(MTU_PROBE_INTERVAL);
         let mut config = TransportConfig::default();
@@ -174,7 +205,8 @@ impl QuicTransportOptions {
             // Validated to fit: `None` would mean to wait for ever.
             .max_idle_timeout(IdleTimeout::try_from(self.idle_timeout).ok())
             .initial_rtt(self.initial_rtt)
-            .mtu_discovery_config(Some(mtu));
+            .mtu_discovery_config(Some(mtu))
+            .congestion_controller_factory(Arc::new(PathEpoch::new(epoch.clone())));
         config
     }
 

@@ -41,7 +41,7 @@ fn start_with(seed: u8, options: QuicTransportOptions) -> QuicTransport {
 /// What the peer with this seed signed about where it is.
 fn record(seed: u8, addresses: &[SocketAddr]) -> PeerAddress {
     let addresses = addresses.iter().map(|address| (TransportKind::Quic, *address)).collect();
-    PeerAddress::sign(&identity(seed), addresses, 1).unwrap()
+    PeerAddress::sign(&identity(seed), addresses, Vec::new(), 1).unwrap()
 }
 
 fn address_of(transport: &QuicTransport) -> SocketAddr {

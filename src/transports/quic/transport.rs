@@ -1,7 +1,7 @@
 //! The QUIC transport: a thin handle over the endpoint, its socket, its connections and its counters.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +16,7 @@ use super::paths::Paths;
 use super::peer_state::PeerStats;
 use super::pool::ConnectionPool;
 use super::queue::Queue;
+use super::traversal::{Traversal, TraversalOptions};
 use super::udp::Udp;
 use super::wire::code;
 use super::{QuicTransportOptions, dial, incoming};
@@ -23,15 +24,24 @@ use crate::address::PeerAddress;
 use crate::identity::Identity;
 use crate::ids::PeerId;
 use crate::limits::MAX_INCOMING;
+use crate::net::HostNetwork;
+use crate::rendezvous::address::RelayAddress;
+use crate::rendezvous::doorkeeper::Doorkeeper;
+use crate::rendezvous::signal::Candidate;
 use crate::transport::{
     BoxFuture, CloseReason, Connection, Transport, TransportCapabilities, TransportError, TransportKind, TransportStats,
 };
+use crate::transports::host::OsNetwork;
+use crate::transports::relay_client::RelayState;
 use crate::transports::tls::TlsIdentity;
+use crate::watch;
 
 /// Bytes that wait on one incoming connection between its first packet and its turn: a first flight with a hello.
 const INCOMING_BUFFER_BYTES: u64 = 64 * 1024;
 /// The same for all of them.
 const INCOMING_BUFFERS_BYTES: u64 = 8 * 1024 * 1024;
+/// Domain separation of what traversal draws from what else is derived from one seed.
+const TRAVERSAL_CONTEXT: &str = "panda-network 2026 traversal";
 /// Where the clock of address tokens starts: they never leave this process.
 const CLOCK_EPOCH: Duration = Duration::from_secs(1_000_000_000);
 
@@ -80,13 +90,27 @@ impl QuicTransport {
         };
         let seed = options.rng_seed.unwrap_or_else(rand::random);
         let (socket, paths) = PathSocket::open(inner, &seed).map_err(|error| failed(error.to_string()))?;
-        let (client, server) = quinn_configs(identity, &options).map_err(failed)?;
+        let tls = Arc::new(TlsIdentity::new(identity).map_err(|error| failed(error.to_string()))?);
+        let (client, server) = quinn_configs(&tls, &options).map_err(failed)?;
         let config = options.endpoint_config();
-        let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(TokioRuntime))
+        let endpoint = Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, Arc::new(TokioRuntime))
             .map_err(|error| failed(error.to_string()))?;
+        let network = match (&options.network, &options.socket) {
+            (Some(network), _) => Some(network.clone()),
+            (None, None) => Some(Arc::new(OsNetwork) as Arc<dyn HostNetwork>),
+            (None, Some(_)) => None,
+        };
+        let traversal = network.map(|network| {
+            let (relays, relay_only) = (options.relays.clone(), options.relay_only);
+            let traversal = TraversalOptions { network, relays, relay_only };
+            let seed = blake3::derive_key(TRAVERSAL_CONTEXT, &seed);
+            Traversal::start(paths.clone(), identity.clone(), tls, traversal, seed)
+        });
         let transport = Arc::new(QuicTransportImpl {
             endpoint: Mutex::new(Some(endpoint.clone())),
             client,
+            server,
+            traversal,
             paths,
             pool: Arc::default(),
             counters: Arc::new(Counters::new()),
@@ -108,6 +132,38 @@ impl QuicTransport {
             retried: counters.retried.get(),
             protocol_errors: counters.protocol_errors.get(),
             socket: self.inner().paths.stats(),
+        }
+    }
+
+    /// Where this node may be reached, best first, now and later. Empty and over without NAT traversal.
+    pub fn candidates(&self) -> watch::Receiver<Vec<Candidate>> {
+        match &self.inner().traversal {
+            Some(traversal) => traversal.candidates(),
+            None => watch::Sender::new(Vec::new()).subscribe(),
+        }
+    }
+
+    /// Keeps a session with one more relay. False when there are as many as may be, or without NAT traversal.
+    pub fn add_relay(&self, relay: RelayAddress) -> bool {
+        self.inner().traversal.as_ref().is_some_and(|traversal| traversal.add_relay(relay))
+    }
+
+    /// The relays that sessions are kept with, and how those are.
+    pub fn relays(&self) -> Vec<(RelayAddress, RelayState)> {
+        self.inner().traversal.as_ref().map(|traversal| traversal.relays()).unwrap_or_default()
+    }
+
+    /// Who is answered when a relay introduces somebody. Default: nobody.
+    pub fn set_doorkeeper(&self, doorkeeper: Arc<dyn Doorkeeper>) {
+        if let Some(traversal) = &self.inner().traversal {
+            traversal.set_doorkeeper(doorkeeper);
+        }
+    }
+
+    /// The network changed: mappings, relays and all paths are tried again.
+    pub fn on_network_change(&self) {
+        if let Some(traversal) = &self.inner().traversal {
+            traversal.on_network_change();
         }
     }
 
@@ -182,7 +238,9 @@ impl Transport for QuicTransport {
 pub(super) struct QuicTransportImpl {
     /// Gone after shutdown, which frees the socket.
     endpoint: Mutex<Option<Endpoint>>,
-    pub(super) client: quinn::ClientConfig,
+    client: quinn::ClientConfig,
+    server: ServerConfig,
+    pub(super) traversal: Option<Arc<Traversal>>,
     pub(super) paths: Arc<Paths>,
     pub(super) pool: Arc<ConnectionPool>,
     pub(super) counters: Arc<Counters>,
@@ -201,6 +259,20 @@ impl QuicTransportImpl {
         endpoint.ok_or(TransportError::ClosedHere)
     }
 
+    /// How to dial a connection whose moves `epoch` counts.
+    pub(super) fn client_config(&self, epoch: &Arc<AtomicU64>) -> quinn::ClientConfig {
+        let mut config = self.client.clone();
+        config.transport_config(Arc::new(self.options.transport_config(epoch)));
+        config
+    }
+
+    /// How to accept one.
+    pub(super) fn server_config(&self, epoch: &Arc<AtomicU64>) -> Arc<ServerConfig> {
+        let mut config = self.server.clone();
+        config.transport_config(Arc::new(self.options.transport_config(epoch)));
+        Arc::new(config)
+    }
+
     /// True once a shutdown has begun.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
@@ -214,6 +286,9 @@ impl QuicTransportImpl {
     fn stop(&self) -> Option<Endpoint> {
         self.stopping.store(true, Ordering::Release);
         self.accepted.clear();
+        if let Some(traversal) = &self.traversal {
+            traversal.stop();
+        }
         let endpoint = self.endpoint_slot().take();
         if let Some(endpoint) = &endpoint {
             endpoint.close(code(CloseReason::Done), b"");
@@ -244,17 +319,15 @@ impl QuicTransportImpl {
 
 /// TLS and transport parameters for both directions.
 fn quinn_configs(
-    identity: &Identity,
+    tls: &TlsIdentity,
     options: &QuicTransportOptions,
 ) -> Result<(quinn::ClientConfig, ServerConfig), String> {
-    let tls = TlsIdentity::new(identity).map_err(|error| error.to_string())?;
-    let transport = Arc::new(options.transport_config());
+    let transport = Arc::new(options.transport_config(&Arc::default()));
 
     let mut client = tls.client().map_err(|error| error.to_string())?;
     client.enable_early_data = true;
     let client = QuicClientConfig::try_from(client).map_err(|error| error.to_string())?;
-    let mut client = quinn::ClientConfig::new(Arc::new(client));
-    client.transport_config(transport.clone());
+    let client = quinn::ClientConfig::new(Arc::new(client));
 
     let mut server = tls.server().map_err(|error| error.to_string())?;
     // The one value besides 0 that QUIC allows (RFC 9001, section 4.6.1).

@@ -16,6 +16,8 @@ pub(super) enum StreamType {
     Request,
     /// The hello, first stream of a connection (type 2).
     Hello,
+    /// Where both ends may be reached (type 3).
+    Paths,
 }
 
 impl StreamType {
@@ -27,6 +29,7 @@ impl StreamType {
             Self::Application(Priority::High) => 0x20,
             Self::Request => 0x01,
             Self::Hello => 0x02,
+            Self::Paths => 0x03,
         }
     }
 
@@ -38,6 +41,7 @@ impl StreamType {
             0x20 => Some(Self::Application(Priority::High)),
             0x01 => Some(Self::Request),
             0x02 => Some(Self::Hello),
+            0x03 => Some(Self::Paths),
             _ => None,
         }
     }
@@ -65,7 +69,7 @@ mod tests {
     fn every_type_survives_its_byte_and_every_other_byte_is_unknown() {
         let known = (0..=u8::MAX).filter_map(|byte| StreamType::from_byte(byte).map(|of| (byte, of.to_byte())));
         let known: Vec<_> = known.collect();
-        assert_eq!(known.len(), 5);
+        assert_eq!(known.len(), 6);
         assert!(known.iter().all(|(byte, back)| byte == back));
     }
 }

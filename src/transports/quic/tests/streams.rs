@@ -170,7 +170,7 @@ async fn an_oversized_request_or_response_of_a_rogue_peer_is_refused() {
 #[tokio::test]
 async fn an_unknown_stream_type_costs_just_that_stream() {
     let (_rogue, bob, at_rogue, at_bob) = rogue_pair().await;
-    for byte in [0x03, 0x7f, 0x02] {
+    for byte in [0x0f, 0x7f, 0x02] {
         let (mut send, mut recv) = at_rogue.quinn().open_bi().await.unwrap();
         send.write_all(&[byte, 1, 2, 3]).await.unwrap();
         let refused = recv.read(&mut [0; 10]).await.unwrap_err();

@@ -1,0 +1,202 @@
+//! Drives the checks of one session with one peer: sends them, takes what comes back, and tells which path is selected.
+//!
+//! [`PathSelection`] decides; this encodes, waits and looks up what kind a path is. One per meeting and one per connection.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::RngCore;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::Traversal;
+use crate::limits::{CHECKS_WAITING, SIGNAL_CANDIDATES};
+use crate::nat::check::{self, Session, Side};
+use crate::nat::path::{Path, Via};
+use crate::nat::path_selection::{Check, PathEvent, PathSelection};
+use crate::nat::stun::{IntegrityKey, Scanned, TransactionId};
+use crate::rendezvous::signal::{Candidate, CandidateKind};
+use crate::transport::PathKind;
+
+/// What the socket brings for one session.
+#[derive(Debug)]
+pub(super) enum CheckInput {
+    /// The peer's authenticated check came by this path; `in_use` says that the peer sends by it.
+    Asked { path: Path, in_use: bool },
+    /// A STUN response that repeats our transaction id; not authenticated yet.
+    Answered { path: Path, message: Bytes },
+}
+
+/// How a session is found by what the socket brings.
+#[derive(Debug)]
+pub(super) struct Registered {
+    pub(super) key: IntegrityKey,
+    pub(super) input: mpsc::Sender<CheckInput>,
+    /// First four bytes of the transaction ids of its checks.
+    pub(super) consumer: u32,
+}
+
+/// The checks of one session.
+#[derive(Debug)]
+pub(super) struct Checker {
+    traversal: Arc<Traversal>,
+    pub(super) selection: PathSelection,
+    /// The session as this end asks in it.
+    session: Session,
+    key: IntegrityKey,
+    consumer: u32,
+    input: mpsc::Receiver<CheckInput>,
+    /// What the peer said about its addresses.
+    remote: BTreeMap<SocketAddr, CandidateKind>,
+    /// Called for every path by which the peer's checks come.
+    pub(super) asked: Vec<Path>,
+    pub(super) answered: bool,
+}
+
+impl Drop for Checker {
+    fn drop(&mut self) {
+        self.traversal.unregister(self.session, self.consumer);
+    }
+}
+
+impl Checker {
+    /// Starts to listen for the session's checks. `None` when there are as many sessions as may be.
+    pub(super) fn start(
+        traversal: &Arc<Traversal>,
+        number: u64,
+        side: Side,
+        secret: &[u8; 32],
+        selection: PathSelection,
+    ) -> Option<Self> {
+        let (sender, input) = mpsc::channel(CHECKS_WAITING);
+        let session = Session { number, asker: side };
+        let key = IntegrityKey::short_term(secret);
+        let registered = IntegrityKey::short_term(secret);
+        let consumer = traversal.register(session, registered, sender)?;
+        Some(Self {
+            traversal: traversal.clone(),
+            selection,
+            session,
+            key,
+            consumer,
+            input,
+            remote: BTreeMap::new(),
+            asked: Vec::new(),
+            answered: false,
+        })
+    }
+
+    /// The peer said where it may be reached.
+    pub(super) fn add_candidates(&mut self, candidates: &[Candidate]) {
+        let now = Instant::now().into_std();
+        for candidate in candidates.iter().take(SIGNAL_CANDIDATES) {
+            let remote = super::super::paths::canonical(candidate.address);
+            if !self.traversal.paths.reaches(&remote) || self.remote.len() >= 2 * SIGNAL_CANDIDATES {
+                continue;
+            }
+            self.remote.insert(remote, candidate.kind);
+            if !self.traversal.options.relay_only || candidate.kind == CandidateKind::Relayed {
+                let path = Path::direct(remote);
+                self.selection.add(now, path, self.kind(path));
+            }
+            for (allocation, kind) in self.traversal.allocations_for(remote) {
+                self.selection.add(now, Path { via: Via::Turn { allocation }, remote }, kind);
+            }
+        }
+    }
+
+    /// A path that relays offer.
+    pub(super) fn add_relayed(&mut self, path: Path) {
+        let kind = self.kind(path);
+        self.selection.add(Instant::now().into_std(), path, kind);
+    }
+
+    /// Runs until the selected path changes, or the peer used a path that was not known: see `asked`. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<PathEvent> {
+        loop {
+            let now = Instant::now().into_std();
+            if self.selection.poll_timeout().is_some_and(|(at, _)| at <= now) {
+                self.selection.handle_timeout(now);
+            }
+            while let Some(check) = self.selection.poll_check(now) {
+                self.send(check);
+            }
+            if let Some(event) = self.selection.poll_event() {
+                return Some(event);
+            }
+            if self.answered || !self.asked.is_empty() {
+                return None;
+            }
+            let timeout = self.selection.poll_timeout().map(|(at, _)| at.into());
+            tokio::select! {
+                biased;
+                // The sender lives in the registry for as long as this does.
+                Some(input) = self.input.recv() => self.on_input(input),
+                () = sleep_until(timeout.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))) => {}
+            }
+        }
+    }
+
+    fn on_input(&mut self, input: CheckInput) {
+        let now = Instant::now().into_std();
+        match input {
+            CheckInput::Asked { path, in_use } => {
+                let kind = self.kind(path);
+                self.selection.on_check(now, path, kind, in_use);
+                if !self.asked.contains(&path) {
+                    self.asked.push(path);
+                }
+            }
+            CheckInput::Answered { path, message } => {
+                let Ok(scanned) = Scanned::scan(&message) else { return };
+                let Some(number) = scanned.transaction_id().as_bytes()[4..8].try_into().ok().map(u32::from_be_bytes)
+                else {
+                    return;
+                };
+                if check::read_answer(&scanned, &self.key).is_some() {
+                    self.answered |= self.selection.selected().is_some_and(|(selected, _)| selected == path);
+                    self.selection.on_answer(now, path, number);
+                }
+            }
+        }
+    }
+
+    fn send(&self, check: Check) {
+        let mut id = [0; 12];
+        id[..4].copy_from_slice(&self.consumer.to_be_bytes());
+        id[4..8].copy_from_slice(&check.number.to_be_bytes());
+        self.traversal.random().fill_bytes(&mut id[8..]);
+        let id = TransactionId::from_random(id);
+        if let Some(request) = check::request(self.session, &self.key, id, check.selected, check.padded_to) {
+            self.traversal.send_check(check.path, &request);
+        }
+    }
+
+    /// What kind of path this is, by what both ends know of their addresses.
+    pub(super) fn kind(&self, path: Path) -> PathKind {
+        match path.via {
+            Via::Forward { .. } => PathKind::Forwarded,
+            Via::Turn { allocation } => self.traversal.allocation_kind(allocation),
+            Via::Socket => match self.remote.get(&path.remote) {
+                Some(CandidateKind::Relayed) => PathKind::TurnUdp,
+                Some(CandidateKind::Mapped) => PathKind::Mapped,
+                Some(CandidateKind::Host) if is_private(path.remote.ip()) => PathKind::Lan,
+                Some(CandidateKind::Host) => PathKind::Direct,
+                Some(CandidateKind::ServerReflexive | CandidateKind::PeerReflexive) | None => {
+                    if self.traversal.has_public_address() { PathKind::Direct } else { PathKind::Punched }
+                }
+            },
+        }
+    }
+}
+
+/// Addresses that mean something in one network only.
+pub(super) fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}

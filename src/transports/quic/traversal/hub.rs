@@ -1,0 +1,257 @@
+//! The one task of a traversal that listens: to the socket's STUN messages, to the relays, to STUN servers' answers, and to
+//! changes of the interfaces.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::checker::{CheckInput, is_private};
+use super::{Traversal, Word, lock, meeting};
+use crate::ids::PeerId;
+use crate::limits::{INTRODUCTIONS_PER_SECOND, SIGNAL_CANDIDATES};
+use crate::nat::binding::{BindingMachine, BindingOptions};
+use crate::nat::check;
+use crate::nat::path::{Path, Via};
+use crate::nat::stun::{Class, Scanned};
+use crate::rendezvous::address::RelayAddress;
+use crate::rendezvous::seal;
+use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
+use crate::rendezvous::wire::RelayFrame;
+use crate::transports::quic::paths::{StunInput, canonical};
+use crate::transports::relay_client::RelayState;
+
+/// How often the interfaces and the relays' states are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+struct Hub {
+    traversal: Arc<Traversal>,
+    binding: BindingMachine,
+    /// UDP addresses of the relays whose sessions are up.
+    servers: BTreeSet<SocketAddr>,
+    interfaces: Vec<IpAddr>,
+    /// Introductions that are still looked at in this second, and when it began.
+    introductions: (Instant, u32),
+}
+
+/// Runs until the traversal is stopped.
+pub(super) async fn run(
+    traversal: Arc<Traversal>,
+    mut stun: mpsc::Receiver<StunInput>,
+    mut heard: mpsc::Receiver<(RelayAddress, RelayFrame)>,
+) {
+    let binding = BindingMachine::new(BindingOptions::new(), traversal.random_bytes());
+    let introductions = (Instant::now(), INTRODUCTIONS_PER_SECOND);
+    let interfaces = traversal.options.network.interface_addresses();
+    let mut hub = Hub { traversal, binding, servers: BTreeSet::new(), interfaces, introductions };
+    let mut look_at = Instant::now();
+    hub.tell_candidates();
+    loop {
+        let timeout = hub.binding.poll_timeout().map_or(look_at, |(at, _)| look_at.min(at.into()));
+        tokio::select! {
+            biased;
+            input = stun.recv() => match input {
+                Some((path, message)) => hub.on_stun(path, &message),
+                None => return,
+            },
+            Some((relay, frame)) = heard.recv() => hub.on_relay(&relay, frame),
+            () = hub.traversal.network_changed.notified() => hub.on_network_change(),
+            () = sleep_until(timeout) => {}
+        }
+        let now = Instant::now();
+        if now >= look_at {
+            look_at = now + LOOK_INTERVAL;
+            hub.look();
+        }
+        hub.drive_binding();
+    }
+}
+
+impl Hub {
+    fn on_stun(&mut self, path: Path, message: &[u8]) {
+        let Ok(scanned) = Scanned::scan(message) else { return };
+        match scanned.class() {
+            Class::Request => self.on_check(path, &scanned),
+            Class::Success | Class::Error => {
+                let now = Instant::now().into_std();
+                if path.via == Via::Socket && self.binding.handle_input(now, path.remote, &scanned) {
+                    return;
+                }
+                let id = scanned.transaction_id();
+                let Some((consumer, _)) = id.as_bytes().split_first_chunk::<4>() else { return };
+                let consumer = u32::from_be_bytes(*consumer);
+                let sessions = lock(&self.traversal.sessions);
+                if let Some(session) = sessions.values().find(|session| session.consumer == consumer) {
+                    let message = bytes::Bytes::copy_from_slice(message);
+                    // Full: as if it had been lost.
+                    let _ = session.input.try_send(CheckInput::Answered { path, message });
+                }
+            }
+            Class::Indication => {}
+        }
+    }
+
+    /// Authenticated before anything is done; everything else is silence.
+    fn on_check(&mut self, path: Path, request: &Scanned<'_>) {
+        let Some(claimed) = check::claimed_session(request) else { return };
+        let ours = check::Session { asker: claimed.asker.other(), ..claimed };
+        let sessions = lock(&self.traversal.sessions);
+        let Some(session) = sessions.get(&ours) else { return };
+        let Some(in_use) = check::authenticate(request, &session.key) else { return };
+        if let Some(answer) = check::answer(request, &session.key, path.remote) {
+            self.traversal.paths.send(path, &answer);
+        }
+        // Full: the peer asks again.
+        let _ = session.input.try_send(CheckInput::Asked { path, in_use });
+    }
+
+    fn on_relay(&mut self, relay: &RelayAddress, frame: RelayFrame) {
+        match frame {
+            RelayFrame::Signal { from, sealed } => self.on_signal(relay, from, &sealed),
+            RelayFrame::NotHere { to } | RelayFrame::Busy { to } => {
+                let meetings = lock(&self.traversal.meetings);
+                for (_, meeting) in meetings.iter().filter(|((peer, _), _)| *peer == to) {
+                    let _ = meeting.try_send(Word::NotHere);
+                }
+            }
+            RelayFrame::Flow { peer, flow } => self.on_flow(relay, peer, flow),
+            RelayFrame::FlowClosed { flow } => {
+                let closed = |path: &Path| path.via == Via::Forward { flow };
+                lock(&self.traversal.flows).values_mut().for_each(|flows| flows.retain(|_, path| !closed(path)));
+                self.traversal.flows_changed.send_modify(|version| *version += 1);
+            }
+            // Checks are dense enough to meet without being timed to the millisecond.
+            RelayFrame::Punch { .. } => {}
+            RelayFrame::Welcome(_) => self.look_at_relays(),
+            RelayFrame::Credentials { .. }
+            | RelayFrame::Ping { .. }
+            | RelayFrame::Pong { .. }
+            | RelayFrame::GoingAway => {}
+        }
+    }
+
+    fn on_flow(&mut self, relay: &RelayAddress, peer: PeerId, flow: u64) {
+        let Some(client) = lock(&self.traversal.relays).get(relay).and_then(|client| client.info()) else { return };
+        let Some(remote) = client.datagrams().find(|address| self.traversal.paths.reaches(address)) else { return };
+        let path = Path { via: Via::Forward { flow }, remote: canonical(remote) };
+        let mut flows = lock(&self.traversal.flows);
+        if flows.len() >= crate::limits::MAX_KNOWN_PEERS && !flows.contains_key(&peer) {
+            return;
+        }
+        flows.entry(peer).or_default().insert(relay.clone(), path);
+        drop(flows);
+        self.traversal.flows_changed.send_modify(|version| *version += 1);
+    }
+
+    /// A sealed signal: for a meeting under way, or an offer to meet.
+    fn on_signal(&mut self, relay: &RelayAddress, from: PeerId, sealed: &[u8]) {
+        if self.introductions.0.elapsed() >= Duration::from_secs(1) {
+            self.introductions = (Instant::now(), INTRODUCTIONS_PER_SECOND);
+        }
+        let Some(left) = self.introductions.1.checked_sub(1) else { return };
+        self.introductions.1 = left;
+        let Ok(opened) = seal::open(&self.traversal.identity, &from, sealed) else { return };
+        let Ok(signal) = Signal::decode(&opened.into()) else { return };
+        if let Signal::Offer { session, secret, candidates, proofs, .. } = signal {
+            let admitted = self.traversal.doorkeeper.get().is_some_and(|keeper| keeper.admits(&from, session, &proofs));
+            if admitted {
+                let answering =
+                    meeting::answer(self.traversal.clone(), relay.clone(), from, (session, secret), candidates);
+                self.traversal.spawn(answering);
+            } else {
+                self.traversal.signal(relay, from, &Signal::Refused { session });
+            }
+            return;
+        }
+        let session = match &signal {
+            Signal::Answer { session, .. } | Signal::Candidates { session, .. } | Signal::Refused { session } => {
+                *session
+            }
+            Signal::Offer { .. } => return,
+        };
+        if let Some(meeting) = lock(&self.traversal.meetings).get(&(from, session)) {
+            let _ = meeting.try_send(Word::Signal(signal));
+        }
+    }
+
+    fn on_network_change(&mut self) {
+        self.interfaces = self.traversal.options.network.interface_addresses();
+        self.binding.on_network_change(Instant::now().into_std());
+        self.tell_candidates();
+    }
+
+    /// Looks at what tells nobody when it changes.
+    fn look(&mut self) {
+        if self.traversal.options.network.interface_addresses() != self.interfaces {
+            tracing::info!("the network changed");
+            self.traversal.on_network_change();
+        }
+        self.look_at_relays();
+    }
+
+    /// Which relays can be asked how they see the socket.
+    fn look_at_relays(&mut self) {
+        let mut servers = BTreeSet::new();
+        for (_, state) in self.traversal.relays() {
+            let RelayState::Up(info) = state else { continue };
+            servers.extend(info.datagrams().filter(|address| self.traversal.paths.reaches(address)).map(canonical));
+        }
+        if servers == self.servers {
+            return;
+        }
+        let now = Instant::now().into_std();
+        for gone in self.servers.difference(&servers) {
+            self.binding.remove_server(*gone);
+        }
+        for server in servers.difference(&self.servers) {
+            self.binding.add_server(now, *server);
+        }
+        self.servers.clone_from(&servers);
+        self.traversal.paths.set_relays(servers);
+        self.tell_candidates();
+    }
+
+    fn drive_binding(&mut self) {
+        let now = Instant::now().into_std();
+        if self.binding.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            self.binding.handle_timeout(now);
+        }
+        while let Some(transmit) = self.binding.poll_transmit() {
+            self.traversal.paths.send(Path::direct(transmit.to), &transmit.bytes);
+        }
+        let mut changed = false;
+        while self.binding.poll_event().is_some() {
+            changed = true;
+        }
+        if changed {
+            self.tell_candidates();
+        }
+    }
+
+    /// Works out where this node may be reached.
+    fn tell_candidates(&self) {
+        let local = self.traversal.paths.local_address();
+        let hosts: Vec<_> = super::super::paths::host_addresses(local, &self.interfaces);
+        let mapped: BTreeSet<_> = self.binding.mappings().map(|(_, address)| canonical(address)).collect();
+        let public =
+            hosts.iter().any(|host| mapped.contains(host) || !is_private(host.ip()) && self.servers.is_empty());
+        self.traversal.public.store(public, Ordering::Relaxed);
+        let host = |address: &SocketAddr| Candidate { kind: CandidateKind::Host, address: *address };
+        let reflexive = |address: &SocketAddr| Candidate { kind: CandidateKind::ServerReflexive, address: *address };
+        let mut candidates: Vec<_> = hosts.iter().map(host).collect();
+        candidates.extend(mapped.iter().filter(|address| !hosts.contains(address)).map(reflexive));
+        if self.traversal.options.relay_only {
+            candidates.clear();
+        }
+        candidates.truncate(SIGNAL_CANDIDATES);
+        self.traversal.candidates.send_if_modified(|known| {
+            let changed = *known != candidates;
+            *known = candidates;
+            changed
+        });
+    }
+}

@@ -1,0 +1,209 @@
+//! Two nodes meet through a relay: one offers, the other answers, both open their NATs, and the relay forwards meanwhile.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::RngCore;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::checker::Checker;
+use super::{Traversal, Word, lock};
+use crate::ids::PeerId;
+use crate::nat::check::Side;
+use crate::nat::path::Path;
+use crate::nat::path_selection::{PathEvent, PathSelection};
+use crate::rendezvous::address::RelayAddress;
+use crate::rendezvous::signal::{Candidate, SessionSecret, Signal};
+use crate::rendezvous::wire::NodeFrame;
+use crate::transports::relay_client::RelayState;
+
+/// How long the answering end keeps its NAT open for a dial.
+const ANSWERING: Duration = Duration::from_secs(10);
+/// Time between two offers that nobody answers.
+const OFFER_AGAIN: Duration = Duration::from_secs(2);
+/// Words that wait for one meeting. More: lost, and said again with the next offer.
+const WORDS: usize = 16;
+
+/// The paths that a meeting found, for the dial that uses them.
+#[derive(Debug)]
+pub(crate) struct Meeting {
+    traversal: Arc<Traversal>,
+    found: Mutex<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    virtual_address: Option<SocketAddr>,
+    paths: BTreeSet<Path>,
+}
+
+impl Meeting {
+    pub(crate) fn new(traversal: &Arc<Traversal>) -> Self {
+        Self { traversal: traversal.clone(), found: Mutex::default() }
+    }
+
+    /// The dial uses this route from now on.
+    pub(crate) fn use_route(&self, virtual_address: SocketAddr) {
+        let mut found = lock(&self.found);
+        found.virtual_address = Some(virtual_address);
+        for path in &found.paths {
+            self.traversal.paths.add_candidate(&virtual_address, *path);
+        }
+    }
+
+    fn add(&self, path: Path) {
+        let mut found = lock(&self.found);
+        if found.paths.insert(path)
+            && let Some(virtual_address) = found.virtual_address
+        {
+            self.traversal.paths.add_candidate(&virtual_address, path);
+        }
+    }
+
+    /// Looks for paths to a peer through these relays until it is dropped.
+    pub(crate) async fn run(&self, peer: PeerId, relays: Vec<RelayAddress>) {
+        let meetings = relays.into_iter().map(|relay| self.run_at(peer, relay));
+        futures_join(meetings).await;
+    }
+
+    async fn run_at(&self, peer: PeerId, relay: RelayAddress) {
+        let traversal = &self.traversal;
+        if !traversal.add_relay(relay.clone()) {
+            return;
+        }
+        let Some(mut state) = traversal.relay_state(&relay) else { return };
+        if state.wait_for(|state| matches!(state, RelayState::Up(_))).await.is_err() {
+            return;
+        }
+        let (number, secret) = (traversal.random().next_u64(), SessionSecret(traversal.random_bytes()));
+        let Some(mut checker) = Checker::start(traversal, number, Side::Dialler, &secret.0, PathSelection::new())
+        else {
+            return;
+        };
+        let (words, mut heard) = mpsc::channel(WORDS);
+        let _listed = Listed::new(traversal, (peer, number), words);
+        let mut flows = traversal.flows_changed.subscribe();
+        flows.mark_changed();
+        let mut candidates = traversal.candidates();
+        let (mut offer_at, mut answered) = (Instant::now(), false);
+        loop {
+            tokio::select! {
+                biased;
+                Some(word) = heard.recv() => match word {
+                    Word::Signal(Signal::Answer { candidates, .. } | Signal::Candidates { candidates, .. }) => {
+                        answered = true;
+                        checker.add_candidates(&candidates);
+                    }
+                    // It may come, or change its mind, while the dial lasts.
+                    Word::Signal(Signal::Refused { .. } | Signal::Offer { .. }) | Word::NotHere => {}
+                },
+                Ok(()) = flows.changed() => if let Some(path) = traversal.flows_to(&peer).get(&relay) {
+                    traversal.announce(*path);
+                    checker.add_relayed(*path);
+                    self.add(*path);
+                },
+                Ok(()) = candidates.changed(), if answered => {
+                    let candidates = candidates.borrow_and_update().clone();
+                    traversal.signal(&relay, peer, &Signal::Candidates { session: number, candidates });
+                }
+                event = checker.next() => {
+                    if let Some(PathEvent::Selected(path)) = event {
+                        self.add(path);
+                    }
+                    (checker.answered, checker.asked) = (false, Vec::new());
+                }
+                () = tokio::time::sleep_until(offer_at), if !answered => {
+                    self.offer(&relay, peer, number, &secret);
+                    candidates.borrow_and_update();
+                    offer_at = Instant::now() + OFFER_AGAIN;
+                }
+            }
+        }
+    }
+
+    fn offer(&self, relay: &RelayAddress, peer: PeerId, session: u64, secret: &SessionSecret) {
+        let traversal = &self.traversal;
+        let proofs = traversal.doorkeeper.get().map(|keeper| keeper.proofs(&peer, session)).unwrap_or_default();
+        let candidates = traversal.candidates.borrow().clone();
+        let offer = Signal::Offer { session, secret: secret.clone(), candidates, proofs, created_us: 0 };
+        traversal.signal(relay, peer, &offer);
+        traversal.say(relay, NodeFrame::Forward { to: peer });
+    }
+}
+
+/// A meeting that words can be brought to.
+struct Listed<'a>(&'a Traversal, (PeerId, u64));
+
+impl<'a> Listed<'a> {
+    fn new(traversal: &'a Traversal, meeting: (PeerId, u64), words: mpsc::Sender<Word>) -> Self {
+        lock(&traversal.meetings).insert(meeting, words);
+        Self(traversal, meeting)
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.meetings).remove(&self.1);
+    }
+}
+
+/// Answers an offer: says where this node is, and opens its NAT for the other end's checks.
+pub(super) async fn answer(
+    traversal: Arc<Traversal>,
+    relay: RelayAddress,
+    peer: PeerId,
+    (session, secret): (u64, SessionSecret),
+    offered: Vec<Candidate>,
+) {
+    let Some(mut checker) = Checker::start(&traversal, session, Side::Acceptor, &secret.0, PathSelection::new()) else {
+        // The offer came a second time: the answer may have been lost.
+        let candidates = traversal.candidates.borrow().clone();
+        traversal.signal(&relay, peer, &Signal::Answer { session, candidates });
+        return;
+    };
+    let (words, mut heard) = mpsc::channel(WORDS);
+    let _listed = Listed::new(&traversal, (peer, session), words);
+    let mut own = traversal.candidates();
+    let candidates = own.borrow_and_update().clone();
+    traversal.signal(&relay, peer, &Signal::Answer { session, candidates });
+    checker.add_candidates(&offered);
+    let mut flows = traversal.flows_changed.subscribe();
+    flows.mark_changed();
+    let meeting = async {
+        loop {
+            tokio::select! {
+                biased;
+                Some(word) = heard.recv() => {
+                    if let Word::Signal(Signal::Candidates { candidates, .. }) = word {
+                        checker.add_candidates(&candidates);
+                    }
+                }
+                Ok(()) = flows.changed() => if let Some(path) = traversal.flows_to(&peer).get(&relay) {
+                    traversal.announce(*path);
+                    checker.add_relayed(*path);
+                },
+                Ok(()) = own.changed() => {
+                    let candidates = own.borrow_and_update().clone();
+                    traversal.signal(&relay, peer, &Signal::Candidates { session, candidates });
+                }
+                _ = checker.next() => (checker.answered, checker.asked) = (false, Vec::new()),
+            }
+        }
+    };
+    // Over: the connection has paths of its own by now, or there is none.
+    let _: Result<(), _> = timeout(ANSWERING, meeting).await;
+}
+
+/// Polls all of them, in order, for as long as this is polled.
+async fn futures_join(meetings: impl Iterator<Item = impl Future<Output = ()>>) {
+    let mut running: Vec<_> = meetings.map(Box::pin).collect();
+    std::future::poll_fn(|context| {
+        running.retain_mut(|meeting| meeting.as_mut().poll(context).is_pending());
+        if running.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    sleep(Duration::MAX).await;
+}

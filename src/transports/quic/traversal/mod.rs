@@ -1,0 +1,268 @@
+//! Getting to peers behind NATs: candidates, relays, meetings and the paths of live connections.
+//!
+//! One [`Traversal`] per transport. `hub` is its task: it hands out what the socket and the relays bring, asks STUN servers how
+//! they see the socket, and knows the candidates of this node. `meeting` introduces two nodes through a relay so that a dial
+//! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`.
+//!
+//! Everything a stranger can cause is bounded: sessions, signals per second, checks per session and altogether.
+
+mod checker;
+mod hub;
+mod meeting;
+mod upkeep;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use rand::{Rng, RngCore, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::paths::Paths;
+use crate::identity::Identity;
+use crate::ids::PeerId;
+use crate::limits::{CHECKS_PER_SECOND, RELAYS_PER_NODE, TRAVERSAL_SESSIONS};
+use crate::nat::check::Session;
+use crate::nat::path::{Path, Via};
+use crate::nat::stun::IntegrityKey;
+use crate::net::HostNetwork;
+use crate::rendezvous::address::RelayAddress;
+use crate::rendezvous::doorkeeper::Doorkeeper;
+use crate::rendezvous::seal;
+use crate::rendezvous::signal::{Candidate, Signal};
+use crate::rendezvous::wire::{NodeFrame, RelayFrame};
+use crate::transport::PathKind;
+use crate::transports::relay_client::{RelayClient, RelayState};
+use crate::transports::tls::TlsIdentity;
+use crate::watch;
+use checker::{CheckInput, Registered};
+pub(super) use meeting::Meeting;
+pub(super) use upkeep::{Kept, PathStream, keep_paths};
+
+/// What a transport needs to traverse NATs.
+#[derive(Debug, Clone)]
+pub(super) struct TraversalOptions {
+    pub(super) network: Arc<dyn HostNetwork>,
+    pub(super) relays: Vec<RelayAddress>,
+    /// Use relayed paths only, and tell nobody our addresses.
+    pub(super) relay_only: bool,
+}
+
+/// What came of an introduction, for the meeting that asked for it.
+#[derive(Debug)]
+enum Word {
+    Signal(Signal),
+    /// The peer has no session with that relay, or too many wait for it.
+    NotHere,
+}
+
+/// Shared by all tasks of the traversal.
+#[derive(Debug)]
+pub(super) struct Traversal {
+    pub(super) paths: Arc<Paths>,
+    pub(super) options: TraversalOptions,
+    identity: Identity,
+    tls: Arc<TlsIdentity>,
+    doorkeeper: OnceLock<Arc<dyn Doorkeeper>>,
+    random: Mutex<ChaCha20Rng>,
+    relays: Mutex<BTreeMap<RelayAddress, RelayClient>>,
+    heard: mpsc::Sender<(RelayAddress, RelayFrame)>,
+    sessions: Mutex<BTreeMap<Session, Registered>>,
+    meetings: Mutex<BTreeMap<(PeerId, u64), mpsc::Sender<Word>>>,
+    /// Ends of forwarding flows, by peer and relay.
+    flows: Mutex<BTreeMap<PeerId, BTreeMap<RelayAddress, Path>>>,
+    flows_changed: watch::Sender<u64>,
+    /// Where this node may be reached, best first.
+    candidates: watch::Sender<Vec<Candidate>>,
+    public: AtomicBool,
+    network_changed: Notify,
+    /// Checks that may still be sent in this second, and when it began.
+    budget: Mutex<(Instant, u32)>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Traversal {
+    /// Starts the tasks; they end with [`stop`](Self::stop).
+    pub(super) fn start(
+        paths: Arc<Paths>,
+        identity: Identity,
+        tls: Arc<TlsIdentity>,
+        options: TraversalOptions,
+        seed: [u8; 32],
+    ) -> Arc<Self> {
+        let (heard, to_hear) = mpsc::channel(crate::limits::RELAY_CLIENT_QUEUE);
+        let relays = options.relays.clone();
+        let traversal = Arc::new(Self {
+            options,
+            identity,
+            tls,
+            doorkeeper: OnceLock::new(),
+            random: Mutex::new(ChaCha20Rng::from_seed(seed)),
+            relays: Mutex::default(),
+            heard,
+            sessions: Mutex::default(),
+            meetings: Mutex::default(),
+            flows: Mutex::default(),
+            flows_changed: watch::Sender::new(0),
+            candidates: watch::Sender::new(Vec::new()),
+            public: AtomicBool::new(false),
+            network_changed: Notify::new(),
+            budget: Mutex::new((Instant::now(), CHECKS_PER_SECOND)),
+            tasks: Mutex::default(),
+            paths,
+        });
+        if let Some(stun) = traversal.paths.take_stun() {
+            traversal.spawn(hub::run(traversal.clone(), stun, to_hear));
+        }
+        for relay in relays {
+            traversal.add_relay(relay);
+        }
+        traversal
+    }
+
+    /// Ends all tasks and sessions.
+    pub(super) fn stop(&self) {
+        drop(std::mem::take(&mut *lock(&self.tasks)));
+        lock(&self.relays).clear();
+    }
+
+    /// Who is answered; without one nobody is.
+    pub(super) fn set_doorkeeper(&self, doorkeeper: Arc<dyn Doorkeeper>) {
+        // A second one would be a mistake of the composition root; the first stays.
+        let _ = self.doorkeeper.set(doorkeeper);
+    }
+
+    /// Keeps a session with this relay from now on. False when there are as many as may be.
+    pub(super) fn add_relay(&self, relay: RelayAddress) -> bool {
+        let mut relays = lock(&self.relays);
+        if relays.contains_key(&relay) {
+            return true;
+        }
+        if relays.len() >= RELAYS_PER_NODE {
+            return false;
+        }
+        let mut jitter = ChaCha20Rng::from_seed(self.random_bytes());
+        let client = RelayClient::start(
+            self.options.network.clone(),
+            self.tls.clone(),
+            relay.clone(),
+            self.heard.clone(),
+            move || jitter.random(),
+        );
+        relays.insert(relay, client);
+        true
+    }
+
+    /// The relays that sessions are kept with, and how those are.
+    pub(super) fn relays(&self) -> Vec<(RelayAddress, RelayState)> {
+        let relays = lock(&self.relays);
+        relays.iter().map(|(address, client)| (address.clone(), client.state().borrow().clone())).collect()
+    }
+
+    /// Where this node may be reached, now and later.
+    pub(super) fn candidates(&self) -> watch::Receiver<Vec<Candidate>> {
+        self.candidates.subscribe()
+    }
+
+    /// The network changed: everything that is known of it is asked again.
+    pub(super) fn on_network_change(&self) {
+        self.network_changed.notify_one();
+        lock(&self.relays).values().for_each(RelayClient::on_network_change);
+    }
+
+    /// True when this node is reached at an address of its own.
+    fn has_public_address(&self) -> bool {
+        self.public.load(Ordering::Relaxed)
+    }
+
+    /// Allocations that can reach `remote`, with the kind of path that makes.
+    fn allocations_for(&self, _remote: SocketAddr) -> Vec<(u8, PathKind)> {
+        Vec::new()
+    }
+
+    fn allocation_kind(&self, _allocation: u8) -> PathKind {
+        PathKind::TurnUdp
+    }
+
+    fn register(&self, session: Session, key: IntegrityKey, input: mpsc::Sender<CheckInput>) -> Option<u32> {
+        let consumer = self.random().next_u32();
+        let mut sessions = lock(&self.sessions);
+        if sessions.len() >= TRAVERSAL_SESSIONS || sessions.contains_key(&session) {
+            return None;
+        }
+        sessions.insert(session, Registered { key, input, consumer });
+        Some(consumer)
+    }
+
+    fn unregister(&self, session: Session, consumer: u32) {
+        let mut sessions = lock(&self.sessions);
+        if sessions.get(&session).is_some_and(|registered| registered.consumer == consumer) {
+            sessions.remove(&session);
+        }
+    }
+
+    /// Sends a check, unless this second's are used up: then it counts as lost.
+    fn send_check(&self, path: Path, request: &[u8]) {
+        let mut budget = lock(&self.budget);
+        if budget.0.elapsed().as_secs() >= 1 {
+            *budget = (Instant::now(), CHECKS_PER_SECOND);
+        }
+        let allowed = budget.1 > 0;
+        budget.1 = budget.1.saturating_sub(1);
+        drop(budget);
+        if allowed {
+            self.paths.send(path, request);
+        }
+    }
+
+    /// Seals a signal and gives it to a relay; false when its session is not up.
+    fn signal(&self, relay: &RelayAddress, to: PeerId, signal: &Signal) -> bool {
+        let Ok(sealed) = seal::seal(&self.identity, &to, &signal.encode(), self.random_bytes()) else { return false };
+        self.say(relay, NodeFrame::Signal { to, sealed: Bytes::from(sealed) })
+    }
+
+    fn say(&self, relay: &RelayAddress, frame: NodeFrame) -> bool {
+        lock(&self.relays).get(relay).is_some_and(|client| client.say(frame))
+    }
+
+    fn relay_state(&self, relay: &RelayAddress) -> Option<watch::Receiver<RelayState>> {
+        lock(&self.relays).get(relay).map(RelayClient::state)
+    }
+
+    /// The flows that relays opened between this node and a peer.
+    fn flows_to(&self, peer: &PeerId) -> BTreeMap<RelayAddress, Path> {
+        lock(&self.flows).get(peer).cloned().unwrap_or_default()
+    }
+
+    /// Shows a relay where this end of a flow is.
+    fn announce(&self, path: Path) {
+        if let Via::Forward { .. } = path.via {
+            self.paths.send(path, &[]);
+        }
+    }
+
+    fn random(&self) -> MutexGuard<'_, ChaCha20Rng> {
+        lock(&self.random)
+    }
+
+    fn random_bytes(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        self.random().fill_bytes(&mut bytes);
+        bytes
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

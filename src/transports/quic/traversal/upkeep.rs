@@ -1,0 +1,266 @@
+//! Keeps the paths of one live connection: both ends say where they are, check all ways, and move to the best.
+//!
+//! Candidates travel on a stream of the connection itself, so only the authenticated peer hears of them. The checks' secret
+//! comes from the connection too. A move happens below QUIC: no stream notices, and the congestion controller starts afresh.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::Traversal;
+use super::checker::Checker;
+use crate::frame::{FrameDecoder, put_frame};
+use crate::ids::PeerId;
+use crate::limits::FRAME_MAX_BYTES;
+use crate::nat::check::Side;
+use crate::nat::path_selection::{PathEvent, PathSelection};
+use crate::rendezvous::address::RelayAddress;
+use crate::rendezvous::signal::{Candidate, Signal};
+use crate::rendezvous::wire::NodeFrame;
+use crate::transport::{CloseReason, PathKind};
+use crate::transports::quic::wire::{StreamType, code};
+use crate::transports::relay_client::RelayState;
+use crate::watch;
+
+/// What the two ends derive session and secret from.
+const EXPORTER_LABEL: &[u8] = b"panda-network/1 paths";
+/// How often a connection with traffic is looked at for datagrams that nobody answers.
+const TRAFFIC_INTERVAL: Duration = Duration::from_millis(100);
+/// How often its loss and round trip are looked at.
+const QUALITY_INTERVAL: Duration = Duration::from_secs(2);
+/// Packets in one look at the quality, for the share of lost ones to mean something.
+const QUALITY_PACKETS: u64 = 100;
+/// How often a standby at a relay is asked for while there is none.
+const STANDBY_AGAIN: Duration = Duration::from_secs(10);
+
+/// A stream of candidates in both directions.
+pub(in crate::transports::quic) type PathStream = (SendStream, RecvStream);
+
+/// One connection whose paths are kept.
+pub(in crate::transports::quic) struct Kept {
+    pub(in crate::transports::quic) quinn: Connection,
+    pub(in crate::transports::quic) peer: PeerId,
+    pub(in crate::transports::quic) dialled: bool,
+    /// Counts the moves, for the congestion controller.
+    pub(in crate::transports::quic) epoch: Arc<AtomicU64>,
+    /// The kind of the path in use, for reports.
+    pub(in crate::transports::quic) kind: watch::Sender<PathKind>,
+    /// Brings the stream that the dialler opens.
+    pub(in crate::transports::quic) stream: oneshot::Receiver<PathStream>,
+    /// Relays at which the peer may be found, for a standby.
+    pub(in crate::transports::quic) relays: Vec<RelayAddress>,
+}
+
+struct Upkeep {
+    traversal: Arc<Traversal>,
+    kept: Kept,
+    virtual_address: SocketAddr,
+    checker: Checker,
+    wake: Arc<Notify>,
+    /// Lost and sent packets at the last look at the quality.
+    counted: (u64, u64),
+    asked_for_standby: Option<Instant>,
+}
+
+/// Runs until the connection is gone.
+pub(in crate::transports::quic) async fn keep_paths(traversal: Arc<Traversal>, kept: Kept) {
+    let quinn = kept.quinn.clone();
+    tokio::select! {
+        biased;
+        _ = quinn.closed() => {}
+        () = keep(traversal, kept) => {}
+    }
+}
+
+async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
+    let virtual_address = kept.quinn.remote_address();
+    let Some(path) = traversal.paths.path(&virtual_address) else { return };
+    let mut derived = [0; 40];
+    if kept.quinn.export_keying_material(&mut derived, EXPORTER_LABEL, b"").is_err() {
+        return;
+    }
+    let (number, secret) = derived.split_at(8);
+    let (Ok(number), Ok(secret)) = (number.try_into(), <[u8; 32]>::try_from(secret)) else { return };
+    let side = if kept.dialled { Side::Dialler } else { Side::Acceptor };
+    let selection = PathSelection::on(Instant::now().into_std(), path, PathKind::Direct, kept.quinn.rtt());
+    let selection = if kept.dialled { selection } else { selection.following() };
+    let Some(checker) = Checker::start(&traversal, u64::from_be_bytes(number), side, &secret, selection) else {
+        return;
+    };
+    let stream = if kept.dialled { open(&kept.quinn).await } else { (&mut kept.stream).await.ok() };
+    let Some((mut send, mut receive)) = stream else { return };
+    let counted = (0, 0);
+    let wake = Arc::new(Notify::new());
+    let mut upkeep = Upkeep { traversal, kept, virtual_address, checker, wake, counted, asked_for_standby: None };
+    let ended = upkeep.run(&mut send, &mut receive).await;
+    if ended.is_none() {
+        // The peer said what cannot be understood; the connection goes on where it is.
+        let _ = receive.stop(code(CloseReason::BadFrame));
+    }
+}
+
+async fn open(quinn: &Connection) -> Option<PathStream> {
+    let (mut send, receive) = quinn.open_bi().await.ok()?;
+    // Moving is more urgent than data: it may be what data waits for.
+    let _ = send.set_priority(2);
+    send.write_chunk(Bytes::copy_from_slice(&[StreamType::Paths.to_byte()])).await.ok()?;
+    Some((send, receive))
+}
+
+impl Upkeep {
+    /// `None` when the peer broke the protocol or the stream ended.
+    async fn run(&mut self, send: &mut SendStream, receive: &mut RecvStream) -> Option<()> {
+        let mut own = self.traversal.candidates();
+        let mut flows = self.traversal.flows_changed.subscribe();
+        let mut decoder = FrameDecoder::new();
+        own.mark_changed();
+        flows.mark_changed();
+        self.tell_kind();
+        let (mut look_at, mut quality_at) = (Instant::now() + TRAFFIC_INTERVAL, Instant::now() + QUALITY_INTERVAL);
+        let mut watching = true;
+        loop {
+            self.checker.selection.set_datagram_bytes(self.kept.quinn.stats().path.current_mtu);
+            let wake = self.wake.clone();
+            tokio::select! {
+                biased;
+                chunk = receive.read_chunk(FRAME_MAX_BYTES, true) => {
+                    decoder.push(chunk.ok()??.bytes);
+                    while let Some(frame) = decoder.next_frame().ok()? {
+                        let Ok(Signal::Candidates { candidates, .. }) = Signal::decode(&frame) else { return None };
+                        self.checker.add_candidates(&candidates);
+                        self.tell_kind();
+                    }
+                }
+                Ok(()) = own.changed() => {
+                    let candidates = own.borrow_and_update().clone();
+                    self.tell(send, candidates).await?;
+                    self.checker.selection.on_network_change(Instant::now().into_std());
+                }
+                Ok(()) = flows.changed() => self.take_flows(),
+                event = self.checker.next() => if self.on_checked(event) {
+                    // Something of ours has to go by the new path, so that both directions are seen to work.
+                    let candidates = own.borrow().clone();
+                    self.tell(send, candidates).await?;
+                },
+                () = wake.notified(), if !watching => {
+                    watching = true;
+                    look_at = Instant::now() + TRAFFIC_INTERVAL;
+                }
+                () = sleep_until(look_at.min(quality_at)), if watching => {
+                    let now = Instant::now();
+                    if now >= quality_at {
+                        self.look_at_quality();
+                        quality_at = now + QUALITY_INTERVAL;
+                    }
+                    look_at = now + TRAFFIC_INTERVAL;
+                    watching = self.look_at_traffic(now)?;
+                }
+            }
+        }
+    }
+
+    /// True when the connection moved.
+    fn on_checked(&mut self, event: Option<PathEvent>) -> bool {
+        for path in std::mem::take(&mut self.checker.asked) {
+            self.traversal.paths.attach(&self.virtual_address, path);
+        }
+        if std::mem::take(&mut self.checker.answered) {
+            self.traversal.paths.on_answer(&self.virtual_address);
+        }
+        match event {
+            Some(PathEvent::Selected(path)) => {
+                self.traversal.paths.select(&self.virtual_address, path);
+                self.kept.epoch.fetch_add(1, Ordering::Relaxed);
+                self.tell_kind();
+                tracing::debug!(peer = %self.kept.peer.short(), kind = %*self.kept.kind.borrow(), "moved to another path");
+                true
+            }
+            Some(PathEvent::Lost) => {
+                tracing::debug!(peer = %self.kept.peer.short(), "no path answers");
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Flows that relays opened to the peer; the dialler asks for one at every relay where the peer may be.
+    fn take_flows(&mut self) {
+        let flows = self.traversal.flows_to(&self.kept.peer);
+        for path in flows.values() {
+            self.traversal.announce(*path);
+            self.checker.add_relayed(*path);
+        }
+        let gone: BTreeSet<_> = self
+            .checker
+            .selection
+            .paths()
+            .map(|(path, ..)| path)
+            .filter(|path| matches!(path.via, crate::nat::path::Via::Forward { .. }))
+            .filter(|path| !flows.values().any(|flow| flow == path))
+            .collect();
+        for path in gone {
+            self.checker.selection.remove(Instant::now().into_std(), &path);
+        }
+    }
+
+    fn ask_for_standby(&mut self, now: Instant) {
+        if !self.kept.dialled || self.asked_for_standby.is_some_and(|asked| now < asked + STANDBY_AGAIN) {
+            return;
+        }
+        let flows = self.traversal.flows_to(&self.kept.peer);
+        self.asked_for_standby = Some(now);
+        for relay in self.kept.relays.iter().filter(|relay| !flows.contains_key(*relay)) {
+            let up =
+                self.traversal.relay_state(relay).is_some_and(|state| matches!(&*state.borrow(), RelayState::Up(_)));
+            if up {
+                self.traversal.say(relay, NodeFrame::Forward { to: self.kept.peer });
+            }
+        }
+    }
+
+    /// Looks for datagrams without an answer. False when all is quiet: the next datagram wakes us.
+    fn look_at_traffic(&mut self, now: Instant) -> Option<bool> {
+        self.ask_for_standby(now);
+        let seen = self.traversal.paths.watch(&self.virtual_address, Some(self.wake.clone()))?;
+        let std_now = now.into_std();
+        if seen.send_failed
+            && let Some((path, _)) = self.checker.selection.selected()
+        {
+            self.checker.selection.on_send_error(std_now, path);
+        }
+        self.checker.selection.on_traffic(std_now, seen.unanswered_since, None);
+        Some(seen.unanswered_since.is_some())
+    }
+
+    fn look_at_quality(&mut self) {
+        let stats = self.kept.quinn.stats().path;
+        let (lost, sent) = (stats.lost_packets, stats.sent_packets);
+        let (new_lost, new_sent) = (lost.saturating_sub(self.counted.0), sent.saturating_sub(self.counted.1));
+        if new_sent < QUALITY_PACKETS {
+            return;
+        }
+        self.counted = (lost, sent);
+        let permille = u32::try_from(new_lost * 1000 / new_sent).unwrap_or(1000);
+        self.checker.selection.on_quality(Instant::now().into_std(), permille, stats.rtt);
+    }
+
+    fn tell_kind(&self) {
+        if let Some((path, _)) = self.checker.selection.selected() {
+            let kind = self.checker.kind(path);
+            self.kept.kind.send_if_modified(|current| std::mem::replace(current, kind) != kind);
+        }
+    }
+
+    async fn tell(&self, send: &mut SendStream, candidates: Vec<Candidate>) -> Option<()> {
+        let mut out = Vec::new();
+        put_frame(&mut out, |out| out.extend(Signal::Candidates { session: 0, candidates }.encode()));
+        send.write_chunk(out.into()).await.ok()
+    }
+}
