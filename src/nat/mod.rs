@@ -2,12 +2,14 @@
 //!
 //! - [`stun`] is the codec: scan, authenticate, decode; seal and encode.
 //! - [`binding`] learns how STUN servers see a socket, and keeps the NAT's mapping.
+//! - [`allocation`] gets a relayed address from a TURN server, and carries payloads through it.
 //! - [`credentials`] are what a TURN server wants to see.
 //! - [`framing`] cuts a TURN server's byte stream, and wraps payloads as ChannelData.
 //!
 //! A driver hands every datagram that [`stun::is_stun`] recognises to the machine that talks to its sender, sends what
 //! `poll_transmit` gives, and calls `handle_timeout` when `poll_timeout` says so.
 
+pub mod allocation;
 pub mod binding;
 pub mod credentials;
 pub mod framing;
