@@ -2,6 +2,7 @@
 //!
 //! - [`stun`] is the codec: scan, authenticate, decode; seal and encode.
 //! - [`binding`] learns how STUN servers see a socket, and keeps the NAT's mapping.
+//! - [`nat_type`] finds out what kind of NAT is in the way.
 //! - [`allocation`] gets a relayed address from a TURN server, and carries payloads through it.
 //! - [`credentials`] are what a TURN server wants to see.
 //! - [`framing`] cuts a TURN server's byte stream, and wraps payloads as ChannelData.
@@ -13,6 +14,7 @@ pub mod allocation;
 pub mod binding;
 pub mod credentials;
 pub mod framing;
+pub mod nat_type;
 pub mod stun;
 mod transaction;
 
