@@ -390,7 +390,7 @@ impl Allocation {
             State::Idle | State::Failed { .. } => return None,
         };
         match self.signer.on_challenge(now, asked, message) {
-            Challenged::Again(again) => *asked = again,
+            Challenged::Again(again) => *asked = *again,
             Challenged::Refused => self.fail(TurnFailure::CredentialsRefused, Some(now + RETRY_AFTER)),
             Challenged::Ignored => return None,
         }

@@ -65,7 +65,7 @@ pub(super) struct Signer {
 #[derive(Debug)]
 pub(super) enum Challenged {
     /// The request again, signed with what came.
-    Again(Underway),
+    Again(Box<Underway>),
     /// 401 although it was signed: these credentials are not taken.
     Refused,
     /// It makes no sense: not heard.
@@ -97,7 +97,7 @@ impl Signer {
                 }
                 realm.to_owned()
             }
-            (false, ..) | (true, ..) => return Challenged::Ignored,
+            _ => return Challenged::Ignored,
         };
         if asked.challenges >= MAX_CHALLENGES {
             return Challenged::Ignored;
@@ -105,7 +105,8 @@ impl Signer {
         let key = self.credentials.key(&realm);
         self.challenge = Some(Challenge { realm, nonce: nonce.to_owned(), key });
         // Texts that fit a message of the server's may, with ours, not fit one of ours.
-        self.seal(now, asked.purpose, asked.challenges + 1).map_or(Challenged::Ignored, Challenged::Again)
+        self.seal(now, asked.purpose, asked.challenges + 1)
+            .map_or(Challenged::Ignored, |again| Challenged::Again(Box::new(again)))
     }
 
     fn seal(&mut self, now: Instant, purpose: Purpose, challenges: u32) -> Result<Underway, StunError> {
