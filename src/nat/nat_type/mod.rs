@@ -110,6 +110,8 @@ pub struct NatTypeMachine {
     /// What the filtering socket is mapped to.
     filtering_mapped: Option<SocketAddr>,
     mapping: Option<MappingBehaviour>,
+    /// What the server's other address saw, when that is not what its first one saw.
+    mapped_by_other: Option<SocketAddr>,
     /// Whether what came from the other address, and from the other port, was let in.
     let_in: (Option<bool>, Option<bool>),
     hairpin: Option<bool>,
@@ -136,6 +138,7 @@ impl NatTypeMachine {
             answers: Vec::new(),
             filtering_mapped: None,
             mapping: None,
+            mapped_by_other: None,
             let_in: (None, None),
             hairpin: None,
             other_answers: false,
@@ -266,7 +269,6 @@ impl NatTypeMachine {
         mapped: SocketAddr,
         message: &Scanned<'_>,
     ) {
-        let before = self.answers.last().map(|answer| answer.mapped);
         let other = message.decode().ok().and_then(|message| message.other_address());
         let first = self.chosen().map(|answer| answer.mapped);
         self.other_answers |= matches!(question, Question::MappedByOtherAddress | Question::MappedByOtherPort);
@@ -280,12 +282,13 @@ impl NatTypeMachine {
             }
             Question::MappedByOtherAddress => {
                 self.answers.push(Answer { server, mapped, other: None });
+                self.mapped_by_other = Some(mapped);
                 if let Some(other) = self.chosen().and_then(|answer| answer.other) {
                     self.ask(now, Question::MappedByOtherPort, Probe::Mapping, other, Request::binding());
                 }
             }
             Question::MappedByOtherPort => {
-                let by_address = before == Some(mapped);
+                let by_address = self.mapped_by_other == Some(mapped);
                 self.mapping = Some(if by_address {
                     MappingBehaviour::AddressDependent
                 } else {
@@ -322,9 +325,8 @@ impl NatTypeMachine {
         if let State::Servers = self.state
             && (self.asked.is_empty() || self.chosen().is_some_and(|answer| answer.other.is_some()))
         {
+            // Answers of further servers still count, should this one's other address be out of reach.
             self.state = State::Behaviour;
-            // Servers that are still silent are not waited for.
-            self.asked.clear();
             if let Some(chosen) = self.chosen() {
                 if let Some(other) = chosen.other {
                     let other_address = SocketAddr::new(other.ip(), chosen.server.port());

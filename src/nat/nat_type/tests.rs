@@ -38,6 +38,8 @@ struct World {
     /// Whether the servers have another address: 192.0.2.2:3479 for that on 192.0.2.1:3478.
     other: bool,
     blocked: bool,
+    /// A server whose packets go nowhere.
+    dead: Option<IpAddr>,
     lose: Box<dyn FnMut() -> bool>,
     outside: BTreeMap<(u16, Option<SocketAddr>), u16>,
     let_out: BTreeSet<(u16, SocketAddr)>,
@@ -50,6 +52,7 @@ impl World {
         Self {
             mapping,
             filtering,
+            dead: None,
             hairpins: false,
             preserves: false,
             other: true,
@@ -100,7 +103,15 @@ impl World {
         }
         let turn = |address: SocketAddr, (ip, port): (bool, bool)| {
             let SocketAddr::V4(v4) = address else { panic!("{address}") };
-            let host = if ip { 3 - v4.ip().octets()[3] } else { v4.ip().octets()[3] };
+            let host = v4.ip().octets()[3];
+            // The third server shares the other address of the first.
+            let host = if !ip {
+                host
+            } else if host == 2 {
+                1
+            } else {
+                2
+            };
             server(host, if port { 3478 + 3479 - address.port() } else { address.port() })
         };
         let response = Response::success(&scanned).with(Attribute::XorMappedAddress(from));
@@ -112,7 +123,7 @@ impl World {
         let local = if socket == Probe::Mapping { PORTS.0 } else { PORTS.1 };
         let from = self.map(local, packet.to);
         self.let_out.insert((from.port(), packet.to));
-        if self.blocked || (self.lose)() {
+        if self.blocked || self.dead == Some(packet.to.ip()) || (self.lose)() {
             return;
         }
         let (from, to, bytes) = if packet.to.ip() == from.ip() {
@@ -222,6 +233,16 @@ fn a_server_with_another_address_is_preferred() {
     let silent = SocketAddr::from(([192, 0, 2, 2], 3479));
     let (report, _) = machine_world.run(&[silent, server(1, 3478)]);
     assert_eq!((report.mapping, report.filtering), (Mapping::Behaviour(MAPPINGS[2]), Some(FILTERINGS[1])));
+}
+
+#[test]
+fn where_the_other_address_is_out_of_reach_another_server_helps() {
+    let mut world = World::new(Some(MAPPINGS[0]), FILTERINGS[1]);
+    world.dead = Some(server(2, 0).ip());
+    let (report, _) = world.run(&[server(1, 3478), server(3, 3478)]);
+    assert_eq!(report.mapping, Mapping::Behaviour(MAPPINGS[0]));
+    assert_eq!(report.filtering, None, "its silence says nothing about the NAT");
+    assert_eq!(world.run(&[server(1, 3478)]).0.mapping, Mapping::Unknown);
 }
 
 #[test]
