@@ -7,8 +7,8 @@ use super::channels::Channels;
 use super::options::{TurnEvent, TurnFailure};
 use super::permissions::Permissions;
 use super::requests::{Purpose, Signer, Underway};
-use crate::limits::TURN_MAX_TRANSACTIONS;
-use crate::nat::stun::{ErrorCode, Message};
+use crate::limits::{NAT_KEEP_ALIVE_MAX, TURN_MAX_TRANSACTIONS};
+use crate::nat::stun::{self, ErrorCode, Message};
 use crate::nat::transaction::{Events, Waited};
 
 /// How long before its end an allocation is refreshed. One that is granted for less than twice that: at half time.
@@ -23,6 +23,9 @@ pub(super) struct Live {
     expires_at: Instant,
     refresh_at: Instant,
     refreshing: bool,
+    /// When the NAT between us and the server needs a packet; `None` over a stream, which NATs keep for longer.
+    keep_alive_at: Option<Instant>,
+    pub(super) keep_alive: Option<Vec<u8>>,
     pub(super) permissions: Permissions,
     pub(super) channels: Channels,
     pub(super) under_way: Vec<Underway>,
@@ -30,7 +33,7 @@ pub(super) struct Live {
 
 impl Live {
     /// From a trusted response to Allocate.
-    pub(super) fn from_response(now: Instant, message: &Message) -> Option<(Self, Duration)> {
+    pub(super) fn from_response(now: Instant, message: &Message, signer: &Signer) -> Option<(Self, Duration)> {
         let lifetime = message.lifetime().filter(|lifetime| !lifetime.is_zero())?;
         let live = Self {
             relayed: message.relayed_address()?,
@@ -38,6 +41,8 @@ impl Live {
             expires_at: now + lifetime,
             refresh_at: now + refresh_after(lifetime),
             refreshing: false,
+            keep_alive_at: (!signer.options.transport.is_stream()).then(|| now + NAT_KEEP_ALIVE_MAX),
+            keep_alive: None,
             permissions: Permissions::default(),
             channels: Channels::new(),
             under_way: Vec::new(),
@@ -178,22 +183,27 @@ impl Live {
         self.permissions.on_timeout(now);
         self.channels.on_timeout(now);
         self.ask(now, signer);
+        if self.keep_alive_at.is_some_and(|at| at <= now) {
+            self.keep_alive_at = Some(now + NAT_KEEP_ALIVE_MAX);
+            self.keep_alive = stun::keep_alive(signer.ids.draw()).ok();
+        }
         false
     }
 
     /// When something is due besides transactions.
     pub(super) fn due(&self) -> (Instant, &'static str) {
-        if self.under_way.len() >= TURN_MAX_TRANSACTIONS {
-            // Nothing can be asked before one of them ends.
-            return (self.expires_at, "allocation expiry");
-        }
-        let allocation = if self.refreshing { self.expires_at } else { self.refresh_at.min(self.expires_at) };
-        let all = [
-            Some((allocation, "allocation refresh")),
+        let keep_alive = self.keep_alive_at.map(|at| (at, "keep-alive"));
+        let expiry = (self.expires_at, "allocation expiry");
+        // When all transactions are taken, nothing can be asked before one of them ends.
+        let has_room = self.under_way.len() < TURN_MAX_TRANSACTIONS;
+        let refresh = (!self.refreshing).then_some((self.refresh_at, "allocation refresh"));
+        let asks = [
+            refresh,
             self.permissions.due().map(|at| (at, "permission refresh")),
             self.channels.due().map(|at| (at, "channel refresh")),
         ];
-        all.into_iter().flatten().min_by_key(|(at, _)| *at).unwrap_or((allocation, "allocation refresh"))
+        let asks = asks.into_iter().flatten().filter(|_| has_room);
+        asks.chain(keep_alive).fold(expiry, |first, next| if next.0 < first.0 { next } else { first })
     }
 }
 

@@ -6,6 +6,8 @@
 //! frame is a datagram, over TCP and TLS what [`TurnFramer`](super::framing::TurnFramer) cuts out; connecting again is the
 //! driver's, which then tells [`on_transport_lost`](Allocation::on_transport_lost).
 //!
+//! Over UDP it sends a packet every 25 s at least, so that the NAT on the way keeps the mapping that the allocation hangs on.
+//!
 //! Peers that are wanted ([`add_peer`](Allocation::add_peer)) stay wanted over failures: with a new allocation they are asked
 //! for again. Each gets a channel, so a payload costs four bytes more; until it is bound, indications carry it.
 //!
@@ -197,6 +199,11 @@ impl Allocation {
 
     /// The next frame to send to the server, as long as there is one.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        if let State::Allocated(live) = &mut self.state
+            && let Some(keep_alive) = live.keep_alive.take()
+        {
+            return Some(keep_alive);
+        }
         self.under_way_mut().iter_mut().find_map(|underway| underway.transaction.take_transmit())
     }
 
@@ -326,7 +333,7 @@ impl Allocation {
         // RFC 8489 §6.3.3: what must be understood and is not makes the response void.
         let message = scanned.decode().ok().filter(|message| message.unknown_attributes().is_empty())?;
         match purpose {
-            Purpose::Allocate => match Live::from_response(now, &message) {
+            Purpose::Allocate => match Live::from_response(now, &message, &self.signer) {
                 Some((live, lifetime)) => self.on_allocated(now, live, lifetime),
                 None => self.fail(TurnFailure::BadResponse, Some(now + RETRY_AFTER)),
             },

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limits::TURN_MAX_TRANSACTIONS;
-use crate::nat::stun::{Attribute, ChannelNumber, IntegrityKey, Response, TransactionId};
+use crate::nat::stun::{AddressFamily, Attribute, ChannelNumber, IntegrityKey, Response, TransactionId};
 
 const REALM: &str = "example.org";
 const SECOND: Duration = Duration::from_secs(1);
@@ -38,6 +38,8 @@ struct Server {
     /// Payloads that got through to peers.
     relayed: Vec<(SocketAddr, Vec<u8>)>,
     log: Vec<(Instant, Method)>,
+    /// When packets came, of any kind.
+    heard: Vec<Instant>,
 }
 
 impl Server {
@@ -52,6 +54,7 @@ impl Server {
             channels: BTreeMap::new(),
             relayed: Vec::new(),
             log: Vec::new(),
+            heard: Vec::new(),
         }
     }
 
@@ -68,6 +71,10 @@ impl Server {
         let scanned = Scanned::scan(frame).unwrap();
         if let Some((peer, range)) = relayed::payload(&scanned) {
             self.relay(now, peer, &frame[range]);
+            return None;
+        }
+        self.heard.push(now);
+        if scanned.class() == Class::Indication {
             return None;
         }
         let request = scanned.decode().unwrap();
@@ -310,6 +317,29 @@ fn everything_is_refreshed_in_time_for_an_hour_and_nothing_more_often() {
     assert!(gaps.clone().all(|gap| (240..300).contains(&gap) || gap == 300), "{permissions:?}");
     let frame = world.turn.send(peer(), b"x").unwrap().to_vec();
     world.server.handle(world.now, &frame);
+}
+
+#[test]
+fn the_nat_on_the_way_to_the_server_never_sees_thirty_silent_seconds() {
+    let mut world = World::ready();
+    world.pass(1200 * SECOND);
+    assert!(world.server.heard.windows(2).all(|pair| pair[1] - pair[0] <= 25 * SECOND));
+    let mut world = World::new(TurnOptions::new(TurnTransport::Tcp), "secret");
+    world.pass(500 * SECOND);
+    assert_eq!(world.server.heard.len(), 2, "a stream needs none");
+}
+
+#[test]
+fn a_relayed_ipv6_address_is_asked_for() {
+    let options = TurnOptions::new(TurnTransport::Udp).with_address_family(AddressFamily::V6);
+    let mut world = World::new(options, "secret");
+    let family = |frame: &[u8]| Scanned::scan(frame).unwrap().decode().unwrap().requested_address_family();
+    assert_eq!(family(&world.turn.poll_transmit().unwrap()), Some(AddressFamily::V6));
+    assert_eq!(
+        family(&World::over_udp().turn.poll_transmit().unwrap()),
+        None,
+        "IPv4 is what servers give by themselves"
+    );
 }
 
 #[test]
