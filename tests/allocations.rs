@@ -12,11 +12,14 @@ use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use panda_network::frame::FrameDecoder;
 use panda_network::identity::Identity;
+use panda_network::nat::allocation::{Allocation, TurnInput, TurnOptions, TurnTransport};
+use panda_network::nat::credentials::TurnCredentials;
+use panda_network::nat::stun::{Attribute, ErrorCode, Response, Scanned};
 use panda_network::storage::{SqliteStore, StorageOptions};
 use panda_network::store::{CommitObserver, DocumentRecord, Store};
 use panda_network::sync::delivery::Delivery;
@@ -210,4 +213,43 @@ async fn an_operation_from_publish_to_the_other_editor_allocates_within_reason()
     for network in [alice, bob] {
         network.shutdown(Duration::from_secs(5)).await.unwrap();
     }
+}
+
+/// A TURN client with one peer that has a channel.
+fn turn_client(peer: SocketAddr) -> Allocation {
+    let (now, credentials) = (Instant::now(), TurnCredentials::new("anna", "secret").unwrap());
+    let key = credentials.key("example.org");
+    let mut turn = Allocation::new(TurnOptions::new(TurnTransport::Udp), credentials, [7; 32]);
+    turn.allocate(now);
+    turn.add_peer(now, peer);
+    while let Some(frame) = turn.poll_transmit() {
+        let request = Scanned::scan(&frame).unwrap();
+        let response = if request.is_signed() {
+            let response = Response::success(&request).with(Attribute::Lifetime(Duration::from_secs(600)));
+            let response = response.with(Attribute::XorMappedAddress(peer)).with(Attribute::XorRelayedAddress(peer));
+            response.encode(Some(&key)).unwrap()
+        } else {
+            let response = Response::error(&request, ErrorCode::Unauthorized);
+            let response = response.with(Attribute::Realm("example.org".into())).with(Attribute::Nonce("1".into()));
+            response.encode(None).unwrap()
+        };
+        assert_eq!(turn.handle_input(now, &response), TurnInput::Handled);
+    }
+    turn
+}
+
+#[tokio::test]
+async fn a_payload_through_a_turn_server_allocates_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let (peer, now) = (SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)), Instant::now());
+    let mut turn = turn_client(peer);
+    let payload = [7; 1200];
+    let frame = turn.send(peer, &payload).unwrap().to_vec();
+    let ((), count) = allocations(|| {
+        for _ in 0..OPERATIONS {
+            assert!(turn.send(peer, &payload).is_some());
+            assert!(matches!(turn.handle_input(now, &frame), TurnInput::Data { .. }));
+        }
+    });
+    assert_at_most("payloads by TURN", count, OPERATIONS, 0.0);
 }

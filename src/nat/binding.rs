@@ -6,7 +6,7 @@
 //! noticed with the next one. All that is known belongs to one network: [`on_network_change`](BindingMachine::on_network_change)
 //! forgets it and asks again.
 //!
-//! Not here: what kind of NAT it is (`nat_type`), and relayed addresses (`allocation`).
+//! Not here: what kind of NAT it is ([`nat_type`](super::nat_type)), and relayed addresses ([`allocation`](super::allocation)).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

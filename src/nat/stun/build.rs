@@ -110,6 +110,14 @@ impl Request {
     }
 }
 
+/// A Binding indication: a packet that keeps a NAT's mapping and asks for nothing (RFC 8489 §6.1).
+///
+/// # Errors
+/// None in practice: [`StunError::Unencodable`].
+pub fn keep_alive(id: TransactionId) -> Result<Vec<u8>, StunError> {
+    encode(Class::Indication, Method::Binding, id, &[], 0, None)
+}
+
 /// The answer to one request.
 #[derive(Debug, Clone)]
 pub struct Response {

@@ -24,7 +24,7 @@ mod tests;
 use thiserror::Error;
 
 pub use attribute::{AddressFamily, Attribute, ChannelNumber, ErrorCode};
-pub use build::{Request, Response, Sealed};
+pub use build::{Request, Response, Sealed, keep_alive};
 pub use key::{IntegrityKey, TransactionId};
 pub use message::{Class, Message, Method};
 pub use scan::Scanned;

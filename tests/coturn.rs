@@ -1,0 +1,364 @@
+//! STUN and TURN against coturn, on real sockets over loopback: the machines of `nat` speak with a server that is not ours.
+//!
+//! Needs Debian's package `coturn` (`apt-get install coturn`): without `turnserver` these tests fail. Each starts a server of
+//! its own on free ports and ends it. The drivers here are the thinnest that there can be: one blocking socket per machine.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use panda_network::nat::allocation::{Allocation, TurnEvent, TurnFailure, TurnInput, TurnOptions, TurnTransport};
+use panda_network::nat::binding::{BindingEvent, BindingMachine, BindingOptions};
+use panda_network::nat::credentials::TurnCredentials;
+use panda_network::nat::framing::TurnFramer;
+use panda_network::nat::nat_type::{FilteringBehaviour, Mapping, NatTypeMachine, NatTypeOptions, Probe};
+use panda_network::nat::stun::{ErrorCode, Scanned};
+
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// The other address of the server, for RFC 5780.
+const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// How long anything may take. Only a failure waits that long.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a blocking read sleeps when nothing else is due.
+const NAP: Duration = Duration::from_millis(20);
+
+/// A running turnserver, ended with the test.
+struct Coturn {
+    child: Child,
+    address: SocketAddr,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Coturn {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Coturn {
+    /// With a user `anna`, password `secret`.
+    fn start() -> Self {
+        Self::start_with(&["--user=anna:secret", "--stale-nonce=1"])
+    }
+
+    fn start_with(arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let file = |name: &str| directory.path().join(name).display().to_string();
+        let mut command = Command::new("turnserver");
+        command.args(["-n", "--no-cli", "--no-tls", "--no-dtls", "--lt-cred-mech", "--realm=example.org"]);
+        command.args(["--allow-loopback-peers", "--simple-log", "--log-file=stdout"]);
+        command.args([format!("-L{LOOPBACK}"), format!("-L{OTHER}"), format!("--relay-ip={LOOPBACK}")]);
+        command.args([format!("--listening-port={port}"), format!("--alt-listening-port={}", port + 1)]);
+        command.args([format!("--pidfile={}", file("pid")), format!("--userdb={}", file("users"))]);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                panic!("turnserver is not installed: `apt-get install coturn`, these tests need it")
+            }
+            Err(error) => panic!("turnserver does not start: {error}"),
+        };
+        let mut coturn = Self { child, address: SocketAddr::from((LOOPBACK, port)), _directory: directory };
+        coturn.wait_until_it_answers();
+        coturn
+    }
+
+    fn wait_until_it_answers(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while mapped_address(self.address).is_none() {
+            assert_eq!(self.child.try_wait().unwrap(), None, "turnserver ended");
+            assert!(Instant::now() < deadline, "turnserver does not answer");
+        }
+    }
+}
+
+/// A port that is free for UDP and TCP on both addresses, and so is the next one. No two tests get the same.
+fn free_port() -> u16 {
+    static GIVEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+    let mut given = GIVEN.lock().unwrap();
+    let is_free = |ip: Ipv4Addr, port| UdpSocket::bind((ip, port)).is_ok() && TcpListener::bind((ip, port)).is_ok();
+    let fits = |port: u16| {
+        let is_free = |port| [LOOPBACK, OTHER].iter().all(|ip| is_free(*ip, port));
+        port < u16::MAX && given.iter().all(|other| port.abs_diff(*other) > 1) && is_free(port) && is_free(port + 1)
+    };
+    let mut candidates = (0..100).map(|_| UdpSocket::bind((LOOPBACK, 0)).unwrap().local_addr().unwrap().port());
+    let port = candidates.find(|port| fits(*port)).expect("two free ports");
+    given.push(port);
+    port
+}
+
+fn seed() -> [u8; 32] {
+    std::array::from_fn(|_| rand::random())
+}
+
+fn socket() -> UdpSocket {
+    UdpSocket::bind((LOOPBACK, 0)).unwrap()
+}
+
+/// One datagram, or nothing within a nap.
+fn receive<'a>(socket: &UdpSocket, due: Option<Instant>, buffer: &'a mut [u8]) -> Option<(&'a [u8], SocketAddr)> {
+    let wait = due.map_or(NAP, |due| due.saturating_duration_since(Instant::now()).min(NAP));
+    socket.set_read_timeout(Some(wait.max(Duration::from_millis(1)))).unwrap();
+    match socket.recv_from(buffer) {
+        Ok((length, from)) => Some((&buffer[..length], from)),
+        // Refused: an ICMP message about an earlier datagram.
+        Err(error)
+            if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::ConnectionRefused) =>
+        {
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// What a server sees of a fresh socket; `None` when it is silent for a second. And the local address.
+fn mapped_address(server: SocketAddr) -> Option<(SocketAddr, SocketAddr)> {
+    let socket = socket();
+    let mut machine = BindingMachine::new(BindingOptions::new(), seed());
+    machine.add_server(Instant::now(), server);
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let mut buffer = [0; 2048];
+    while Instant::now() < deadline {
+        while let Some(packet) = machine.poll_transmit() {
+            let _ = socket.send_to(&packet.bytes, packet.to);
+        }
+        if let Some((bytes, from)) = receive(&socket, machine.poll_timeout().map(|(at, _)| at), &mut buffer) {
+            machine.handle_input(Instant::now(), from, &Scanned::scan(bytes).unwrap());
+        }
+        machine.handle_timeout(Instant::now());
+        if let Some(BindingEvent::Mapped { address, .. }) = machine.poll_event() {
+            return Some((address, socket.local_addr().unwrap()));
+        }
+    }
+    None
+}
+
+/// The way to the server.
+enum Link {
+    Udp(UdpSocket),
+    Tcp(TcpStream, TurnFramer),
+}
+
+impl Link {
+    fn send(&mut self, server: SocketAddr, frame: &[u8]) {
+        match self {
+            Self::Udp(socket) => _ = socket.send_to(frame, server),
+            Self::Tcp(stream, _) => stream.write_all(frame).unwrap(),
+        }
+    }
+
+    /// The frames that come within a nap.
+    fn receive(&mut self, due: Option<Instant>) -> Vec<Vec<u8>> {
+        let mut buffer = [0; 4096];
+        match self {
+            Self::Udp(socket) => {
+                receive(socket, due, &mut buffer).into_iter().map(|(bytes, _)| bytes.to_vec()).collect()
+            }
+            Self::Tcp(stream, framer) => {
+                stream.set_read_timeout(Some(NAP)).unwrap();
+                match stream.read(&mut buffer) {
+                    Ok(length) => framer.push(&buffer[..length]),
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                std::iter::from_fn(|| framer.next_frame().unwrap()).map(|frame| frame.to_vec()).collect()
+            }
+        }
+    }
+}
+
+/// A TURN client: a machine and its link.
+struct Client {
+    server: SocketAddr,
+    turn: Allocation,
+    link: Link,
+    events: Vec<TurnEvent>,
+    received: Vec<(SocketAddr, Vec<u8>)>,
+}
+
+impl Client {
+    fn new(server: SocketAddr, transport: TurnTransport, credentials: TurnCredentials) -> Self {
+        let link = match transport {
+            TurnTransport::Udp => Link::Udp(socket()),
+            TurnTransport::Tcp | TurnTransport::Tls => {
+                Link::Tcp(TcpStream::connect(server).unwrap(), TurnFramer::new())
+            }
+        };
+        let mut turn = Allocation::new(TurnOptions::new(transport), credentials, seed());
+        turn.allocate(Instant::now());
+        Self { server, turn, link, events: Vec::new(), received: Vec::new() }
+    }
+
+    fn of_anna(server: &Coturn, transport: TurnTransport) -> Self {
+        Self::new(server.address, transport, TurnCredentials::new("anna", "secret").unwrap())
+    }
+
+    fn step(&mut self) {
+        while let Some(frame) = self.turn.poll_transmit() {
+            self.link.send(self.server, &frame);
+        }
+        for frame in self.link.receive(self.turn.poll_timeout().map(|(at, _)| at)) {
+            if let TurnInput::Data { peer, payload } = self.turn.handle_input(Instant::now(), &frame) {
+                self.received.push((peer, frame[payload].to_vec()));
+            }
+        }
+        self.turn.handle_timeout(Instant::now());
+        self.events.extend(std::iter::from_fn(|| self.turn.poll_event()));
+    }
+
+    fn relayed(&mut self) -> SocketAddr {
+        until(&mut [self], |clients| clients[0].turn.relayed_address().is_some());
+        self.turn.relayed_address().unwrap()
+    }
+
+    fn failure(&mut self) -> TurnFailure {
+        let failure = |client: &Client| {
+            client.events.iter().find_map(|event| match event {
+                TurnEvent::Failed { why, .. } => Some(*why),
+                _ => None,
+            })
+        };
+        until(&mut [self], |clients| failure(clients[0]).is_some());
+        failure(self).unwrap()
+    }
+
+    fn send(&mut self, peer: SocketAddr, payload: &[u8]) -> usize {
+        let frame = self.turn.send(peer, payload).expect("a peer that is ready").to_vec();
+        self.link.send(self.server, &frame);
+        frame.len()
+    }
+}
+
+/// Drives clients until something is true.
+fn until(clients: &mut [&mut Client], mut done: impl FnMut(&[&mut Client]) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done(clients) {
+        assert!(Instant::now() < deadline, "{:?}", clients.iter().map(|client| &client.events).collect::<Vec<_>>());
+        clients.iter_mut().for_each(|client| client.step());
+    }
+}
+
+/// Sends one payload each way until it has arrived: UDP may lose it between relayed addresses.
+fn exchange(one: &mut Client, two: &mut Client) {
+    let (here, there) = (one.relayed(), two.relayed());
+    one.turn.add_peer(Instant::now(), there);
+    two.turn.add_peer(Instant::now(), here);
+    until(&mut [one, two], |both| both[0].turn.is_ready(there) && both[1].turn.is_ready(here));
+    let deadline = Instant::now() + PATIENCE;
+    while !one.received.contains(&(there, b"hello one".to_vec()))
+        || !two.received.contains(&(here, b"hello two".to_vec()))
+    {
+        assert!(Instant::now() < deadline, "nothing arrives");
+        one.send(there, b"hello two");
+        two.send(here, b"hello one");
+        one.step();
+        two.step();
+    }
+}
+
+#[test]
+fn a_server_sees_the_address_of_our_socket() {
+    let coturn = Coturn::start();
+    let (mapped, local) = mapped_address(coturn.address).unwrap();
+    assert_eq!(mapped, local);
+}
+
+#[test]
+fn two_clients_talk_over_their_relayed_addresses_by_udp_and_tcp() {
+    let coturn = Coturn::start();
+    let mut one = Client::of_anna(&coturn, TurnTransport::Udp);
+    let mut two = Client::of_anna(&coturn, TurnTransport::Tcp);
+    exchange(&mut one, &mut two);
+    let (here, there) = (one.relayed(), two.relayed());
+    // Sooner or later both have a channel: 4 bytes, and padding in a stream.
+    let deadline = Instant::now() + PATIENCE;
+    while one.send(there, b"x") != 5 || two.send(here, b"x") != 8 {
+        assert!(Instant::now() < deadline, "no channel");
+        one.step();
+        two.step();
+    }
+    two.received.clear();
+    one.send(there, b"by channel");
+    until(&mut [&mut one, &mut two], |both| both[1].received.contains(&(here, b"by channel".to_vec())));
+}
+
+#[test]
+fn a_nonce_that_went_stale_is_replaced() {
+    let coturn = Coturn::start();
+    let mut one = Client::of_anna(&coturn, TurnTransport::Udp);
+    let mut two = Client::of_anna(&coturn, TurnTransport::Udp);
+    let (start, _) = (Instant::now(), one.relayed());
+    // Nonces live for one second, counted in whole ones.
+    until(&mut [&mut one, &mut two], |_| start.elapsed() > Duration::from_secs(3));
+    exchange(&mut one, &mut two);
+    assert!(!one.events.iter().any(|event| matches!(event, TurnEvent::Failed { .. })), "{:?}", one.events);
+}
+
+#[test]
+fn short_lived_credentials_are_taken_until_they_expire() {
+    let coturn = Coturn::start_with(&["--use-auth-secret", "--static-auth-secret=north"]);
+    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let credentials = |expiry| TurnCredentials::short_lived(b"north", "session", expiry).unwrap();
+    Client::new(coturn.address, TurnTransport::Udp, credentials(unix_s + 600)).relayed();
+    let mut late = Client::new(coturn.address, TurnTransport::Udp, credentials(unix_s - 600));
+    assert_eq!(late.failure(), TurnFailure::CredentialsRefused);
+}
+
+#[test]
+fn wrong_credentials_and_a_reached_quota_are_told() {
+    let coturn = Coturn::start_with(&["--user=anna:secret", "--user-quota=1"]);
+    let wrong = TurnCredentials::new("anna", "wrong").unwrap();
+    let mut wrong = Client::new(coturn.address, TurnTransport::Udp, wrong);
+    assert_eq!(wrong.failure(), TurnFailure::CredentialsRefused);
+    let mut first = Client::of_anna(&coturn, TurnTransport::Udp);
+    first.relayed();
+    let mut second = Client::of_anna(&coturn, TurnTransport::Udp);
+    assert_eq!(second.failure(), TurnFailure::Busy(ErrorCode::AllocationQuotaReached));
+}
+
+#[test]
+fn an_allocation_that_was_given_back_or_forgotten_makes_room_for_the_next() {
+    let coturn = Coturn::start();
+    let mut client = Client::of_anna(&coturn, TurnTransport::Udp);
+    client.relayed();
+    client.turn.release(Instant::now());
+    until(&mut [&mut client], |clients| clients[0].events.contains(&TurnEvent::Released));
+    client.turn.allocate(Instant::now());
+    client.relayed();
+    // As after a crash: the server has an allocation for this socket that the new machine does not know.
+    let credentials = TurnCredentials::new("anna", "secret").unwrap();
+    client.turn = Allocation::new(TurnOptions::new(TurnTransport::Udp), credentials, seed());
+    client.turn.allocate(Instant::now());
+    assert_eq!(client.failure(), TurnFailure::AddressInUse);
+    client.relayed();
+}
+
+#[test]
+fn on_loopback_there_is_no_nat_and_no_filter() {
+    let coturn = Coturn::start();
+    let (sockets, options) = ([socket(), socket()], NatTypeOptions::new(vec![LOOPBACK.into()]));
+    let ports = [0, 1].map(|at: usize| sockets[at].local_addr().unwrap().port());
+    let servers = [coturn.address];
+    let mut machine = NatTypeMachine::start(Instant::now(), options, (ports[0], ports[1]), &servers, seed());
+    let mut buffer = [0; 2048];
+    let deadline = Instant::now() + PATIENCE;
+    while machine.report().is_none() {
+        assert!(Instant::now() < deadline);
+        while let Some((probe, packet)) = machine.poll_transmit() {
+            sockets[usize::from(probe == Probe::Filtering)].send_to(&packet.bytes, packet.to).unwrap();
+        }
+        for (socket, probe) in sockets.iter().zip([Probe::Mapping, Probe::Filtering]) {
+            if let Some((bytes, from)) = receive(socket, machine.poll_timeout().map(|(at, _)| at), &mut buffer) {
+                machine.handle_input(Instant::now(), probe, from, &Scanned::scan(bytes).unwrap());
+            }
+        }
+        machine.handle_timeout(Instant::now());
+    }
+    let report = machine.report().unwrap();
+    assert_eq!((report.mapping, report.filtering), (Mapping::NoNat, Some(FilteringBehaviour::EndpointIndependent)));
+    assert_eq!((report.port_preserved, report.hairpin), (Some(true), Some(true)));
+}
