@@ -11,6 +11,8 @@ use panda_network::sim::{
     self, Behaviour, FirewallOptions, LinkOptions, NatOptions, PortAllocation, Sim, SimError, SimHost, SimNat,
     SimNetwork, SimSite, SimSocket,
 };
+use panda_network::{DocumentEvent, Durability, PandaNetwork, PandaNetworkOptions, StartFrom};
+use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use Behaviour::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
@@ -538,6 +540,34 @@ fn a_host_with_two_families_sends_from_the_one_that_fits() -> Result<(), Failure
         assert_eq!(servers.reflect(&socket).await, Some(SocketAddr::new(home(1), 4000)));
         socket.send_to("over six", peer.address());
         assert_eq!(peer.recv_from().await, ("over six".into(), "[2001:db8::5]:4000".parse()?));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_behind_nats_edits_with_a_public_one() -> Result<(), Failure> {
+    sim::run(21, |sim| async move {
+        let network = SimNetwork::new(sim.options());
+        let carrier = network.nat(home(1), NatOptions::carrier_grade())?;
+        let laptop = carrier.nat(ip([100, 64, 0, 2]), NatOptions::symmetric())?.host(ip(LAPTOP));
+        let (here, there) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let start = |directory: &TempDir, host: &SimHost, name| {
+            let options = PandaNetworkOptions::new(directory.path()).with_durability(Durability::Process);
+            PandaNetwork::start(options.with_simulation(host, 4000, sim.derive_seed(name)))
+        };
+        let public = start(&there, &network.host(ip([203, 0, 113, 9])), "public").await?;
+        let hidden = start(&here, &laptop, "hidden").await?;
+        let theirs = public.create().await?;
+        let ours = hidden.open(theirs.ticket().await?).await?;
+        let mut events = theirs.subscribe(StartFrom::Start).await?;
+        ours.publish("from behind").await?;
+        let stored = loop {
+            match timeout(60 * SECOND, events.next()).await?.ok_or("the subscription ended")?? {
+                DocumentEvent::Operation(stored) => break stored,
+                _ => {}
+            }
+        };
+        assert_eq!(stored.operation.payload().to_vec(), b"from behind");
         Ok(())
     })
 }
