@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use panda_network::net::HostNetwork;
 use panda_network::sim::{
     self, Behaviour, FirewallOptions, LinkOptions, NatOptions, PortAllocation, Sim, SimError, SimHost, SimNat,
     SimNetwork, SimSite, SimSocket,
@@ -447,6 +448,32 @@ fn a_host_that_moves_keeps_its_ports_and_sends_from_its_new_address() -> Result<
 }
 
 #[test]
+fn a_socket_on_one_address_stays_there_and_two_may_share_a_port() -> Result<(), Failure> {
+    sim::run(22, |sim| async move {
+        let network = SimNetwork::new(sim.options());
+        let (first, second, client) = (ip([203, 0, 113, 1]), ip([203, 0, 113, 2]), network.bind((LAPTOP, 1).into())?);
+        let server = network.host(first);
+        server.add_address(&network.internet(), second)?;
+        let sockets = [server.bind_udp((first, 3478).into())?, server.bind_udp((second, 3478).into())?];
+        assert_eq!(server.bind(3478).err(), Some(SimError::AddressInUse((first, 3478).into())));
+        for socket in &sockets {
+            socket.try_send(client.address(), b"hello")?;
+            assert_eq!(client.recv_from().await.1, socket.local_address());
+            client.send_to("and back", socket.local_address());
+            let mut buffer = [0; 9];
+            let received = std::future::poll_fn(|context| socket.poll_receive(context, &mut buffer)).await?;
+            assert_eq!(received, (8, client.address()));
+        }
+        server.move_to(&network.internet(), second)?;
+        sockets[0].try_send(client.address(), b"from an address that is gone")?;
+        sockets[1].try_send(client.address(), b"still here")?;
+        assert_eq!(client.recv_from().await.0, "still here");
+        assert_eq!(network.stats().unroutable, 1);
+        Ok(())
+    })
+}
+
+#[test]
 fn a_nat_that_reboots_has_forgotten_its_mappings_and_may_have_another_address() -> Result<(), Failure> {
     sim::run(16, |sim| async move {
         let (network, servers) = world(&sim)?;
@@ -562,9 +589,9 @@ fn a_node_behind_nats_edits_with_a_public_one() -> Result<(), Failure> {
         let mut events = theirs.subscribe(StartFrom::Start).await?;
         ours.publish("from behind").await?;
         let stored = loop {
-            match timeout(60 * SECOND, events.next()).await?.ok_or("the subscription ended")?? {
-                DocumentEvent::Operation(stored) => break stored,
-                _ => {}
+            let event = timeout(60 * SECOND, events.next()).await?.ok_or("the subscription ended")??;
+            if let DocumentEvent::Operation(stored) = event {
+                break stored;
             }
         };
         assert_eq!(stored.operation.payload().to_vec(), b"from behind");

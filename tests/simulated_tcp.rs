@@ -453,3 +453,17 @@ fn the_same_seed_gives_the_same_segments_through_nats_and_loss() -> Result<(), F
     assert_ne!(digests[0], digests[2]);
     Ok(())
 }
+
+#[test]
+fn a_network_with_open_streams_outlives_its_run_unchanged() -> Result<(), Failure> {
+    let (network, digest, stats) = sim::run(16, |sim| async move {
+        let (network, _) = world(&sim, LinkOptions::new().with_loss(0.5))?;
+        let mut stream = network.host(ip(CLIENT)).connect_tcp((SERVER, 443).into()).await?;
+        tokio::spawn(async move { echo(&mut stream, &pattern(100_000)).await });
+        sleep(SECOND / 2).await;
+        Ok::<_, Failure>((network.clone(), network.trace_digest(), network.stats()))
+    })?;
+    std::thread::sleep(millis(5));
+    assert_eq!((network.trace_digest(), network.stats()), (digest, stats));
+    Ok(())
+}

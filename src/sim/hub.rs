@@ -231,6 +231,15 @@ impl Driver {
     }
 }
 
+impl Drop for Driver {
+    /// With its runtime: tasks that are dropped with it close their streams, which is no part of the simulation any more.
+    fn drop(&mut self) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.lock().router.end();
+        }
+    }
+}
+
 impl Future for Driver {
     type Output = ();
 

@@ -90,6 +90,8 @@ pub(super) struct Router {
     in_flight_limit: usize,
     sequence: u64,
     trace: Trace,
+    /// Nothing is sent any more.
+    ended: bool,
 }
 
 impl Router {
@@ -108,11 +110,15 @@ impl Router {
             in_flight_limit: options.in_flight,
             sequence: 0,
             trace: Trace::new(options.recorded_events),
+            ended: false,
         }
     }
 
     /// A host sends a packet: it is on its way, or dropped and recorded.
     pub(super) fn route(&mut self, now: Duration, host: HostId, packet: Packet) {
+        if self.ended {
+            return;
+        }
         self.trace.on_sent();
         let (from, to) = (packet.from.ip(), packet.to.ip());
         if to.is_loopback() {
@@ -125,6 +131,11 @@ impl Router {
             }
             None => self.settle(&Arrival { sent: now, at: now, host: None, packet }, Fate::Unroutable),
         }
+    }
+
+    /// From now on what hosts send is ignored.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
     }
 
     /// When the next packet arrives somewhere.
