@@ -90,8 +90,7 @@ pub(super) struct Router {
     in_flight_limit: usize,
     sequence: u64,
     trace: Trace,
-    /// Nothing is sent any more.
-    ended: bool,
+    over: bool,
 }
 
 impl Router {
@@ -110,13 +109,13 @@ impl Router {
             in_flight_limit: options.in_flight,
             sequence: 0,
             trace: Trace::new(options.recorded_events),
-            ended: false,
+            over: false,
         }
     }
 
     /// A host sends a packet: it is on its way, or dropped and recorded.
     pub(super) fn route(&mut self, now: Duration, host: HostId, packet: Packet) {
-        if self.ended {
+        if self.over {
             return;
         }
         self.trace.on_sent();
@@ -133,9 +132,9 @@ impl Router {
         }
     }
 
-    /// From now on what hosts send is ignored.
-    pub(super) fn end(&mut self) {
-        self.ended = true;
+    /// While the simulation is over, what hosts send is ignored.
+    pub(super) fn set_over(&mut self, over: bool) {
+        self.over = over;
     }
 
     /// When the next packet arrives somewhere.
