@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use panda_network::net::HostNetwork;
 use panda_network::sim::{
     self, Behaviour, FirewallOptions, LinkOptions, NatOptions, PortAllocation, Sim, SimError, SimHost, SimNat,
     SimNetwork, SimSite, SimSocket,
 };
+use panda_network::{DocumentEvent, Durability, PandaNetwork, PandaNetworkOptions, StartFrom};
+use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use Behaviour::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
@@ -445,6 +448,32 @@ fn a_host_that_moves_keeps_its_ports_and_sends_from_its_new_address() -> Result<
 }
 
 #[test]
+fn a_socket_on_one_address_stays_there_and_two_may_share_a_port() -> Result<(), Failure> {
+    sim::run(22, |sim| async move {
+        let network = SimNetwork::new(sim.options());
+        let (first, second, client) = (ip([203, 0, 113, 1]), ip([203, 0, 113, 2]), network.bind((LAPTOP, 1).into())?);
+        let server = network.host(first);
+        server.add_address(&network.internet(), second)?;
+        let sockets = [server.bind_udp((first, 3478).into())?, server.bind_udp((second, 3478).into())?];
+        assert_eq!(server.bind(3478).err(), Some(SimError::AddressInUse((first, 3478).into())));
+        for socket in &sockets {
+            socket.try_send(client.address(), b"hello")?;
+            assert_eq!(client.recv_from().await.1, socket.local_address());
+            client.send_to("and back", socket.local_address());
+            let mut buffer = [0; 9];
+            let received = std::future::poll_fn(|context| socket.poll_receive(context, &mut buffer)).await?;
+            assert_eq!(received, (8, client.address()));
+        }
+        server.move_to(&network.internet(), second)?;
+        sockets[0].try_send(client.address(), b"from an address that is gone")?;
+        sockets[1].try_send(client.address(), b"still here")?;
+        assert_eq!(client.recv_from().await.0, "still here");
+        assert_eq!(network.stats().unroutable, 1);
+        Ok(())
+    })
+}
+
+#[test]
 fn a_nat_that_reboots_has_forgotten_its_mappings_and_may_have_another_address() -> Result<(), Failure> {
     sim::run(16, |sim| async move {
         let (network, servers) = world(&sim)?;
@@ -538,6 +567,34 @@ fn a_host_with_two_families_sends_from_the_one_that_fits() -> Result<(), Failure
         assert_eq!(servers.reflect(&socket).await, Some(SocketAddr::new(home(1), 4000)));
         socket.send_to("over six", peer.address());
         assert_eq!(peer.recv_from().await, ("over six".into(), "[2001:db8::5]:4000".parse()?));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_behind_nats_edits_with_a_public_one() -> Result<(), Failure> {
+    sim::run(21, |sim| async move {
+        let network = SimNetwork::new(sim.options());
+        let carrier = network.nat(home(1), NatOptions::carrier_grade())?;
+        let laptop = carrier.nat(ip([100, 64, 0, 2]), NatOptions::symmetric())?.host(ip(LAPTOP));
+        let (here, there) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let start = |directory: &TempDir, host: &SimHost, name| {
+            let options = PandaNetworkOptions::new(directory.path()).with_durability(Durability::Process);
+            PandaNetwork::start(options.with_simulation(host, 4000, sim.derive_seed(name)))
+        };
+        let public = start(&there, &network.host(ip([203, 0, 113, 9])), "public").await?;
+        let hidden = start(&here, &laptop, "hidden").await?;
+        let theirs = public.create().await?;
+        let ours = hidden.open(theirs.ticket().await?).await?;
+        let mut events = theirs.subscribe(StartFrom::Start).await?;
+        ours.publish("from behind").await?;
+        let stored = loop {
+            let event = timeout(60 * SECOND, events.next()).await?.ok_or("the subscription ended")??;
+            if let DocumentEvent::Operation(stored) = event {
+                break stored;
+            }
+        };
+        assert_eq!(stored.operation.payload().to_vec(), b"from behind");
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use panda_network::sim::{self, Fate, LinkOptions, Sim, SimNetwork, SimOptions};
+use panda_network::sim::{self, Fate, LinkOptions, NatOptions, Sim, SimHost, SimNetwork, SimOptions};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{
     AsyncUdpSocket, ClientConfig, Connection, Endpoint, EndpointConfig, RecvStream, SendStream, ServerConfig,
@@ -64,15 +64,15 @@ impl Echo {
         Ok(Self { sim: sim.clone(), network: network.clone(), server_config, client_config })
     }
 
-    fn endpoint(&self, name: &str, host: [u8; 4], server: Option<ServerConfig>) -> Result<Endpoint, Failure> {
-        let socket = self.network.bind((host, 4433).into())?;
+    fn endpoint(&self, name: &str, host: &SimHost, server: Option<ServerConfig>) -> Result<Endpoint, Failure> {
+        let socket = host.bind(4433)?;
         let mut config = EndpointConfig::default();
         config.rng_seed(Some(self.sim.derive_seed(name)));
         Ok(Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))?)
     }
 
     fn serve(&self) -> Result<Endpoint, Failure> {
-        let endpoint = self.endpoint("server", SERVER, Some(self.server_config.clone()))?;
+        let endpoint = self.endpoint("server", &self.network.host(ip(SERVER)), Some(self.server_config.clone()))?;
         let accepting = endpoint.clone();
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
@@ -83,7 +83,11 @@ impl Echo {
     }
 
     async fn connect(&self) -> Result<(Endpoint, Connection), Failure> {
-        let mut endpoint = self.endpoint("client", CLIENT, None)?;
+        self.connect_from(&self.network.host(ip(CLIENT))).await
+    }
+
+    async fn connect_from(&self, client: &SimHost) -> Result<(Endpoint, Connection), Failure> {
+        let mut endpoint = self.endpoint("client", client, None)?;
         endpoint.set_default_client_config(self.client_config.clone());
         let connection = endpoint.connect((SERVER, 4433).into(), "server")?.await?;
         Ok((endpoint, connection))
@@ -188,6 +192,25 @@ fn an_isolated_host_comes_back_with_its_connections() -> Result<(), Failure> {
         assert!(timeout(SECOND, ask(&connection, b"1")).await.is_err());
         network.reconnect(ip(SERVER));
         assert_eq!(ask(&connection, b"2").await?, b"2");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connection_goes_with_its_client_from_one_nat_to_another_and_through_reboots() -> Result<(), Failure> {
+    sim::run(17, |sim| async move {
+        let network = SimNetwork::new(sim.options());
+        let echo = Echo::new(&sim, &network)?;
+        let _server = echo.serve()?;
+        let wifi = network.nat([198, 51, 100, 1].into(), NatOptions::symmetric())?;
+        let carrier = network.nat([198, 51, 100, 2].into(), NatOptions::carrier_grade())?;
+        let laptop = wifi.host([192, 168, 1, 2].into());
+        let (_client, connection) = echo.connect_from(&laptop).await?;
+        assert_eq!(ask(&connection, b"from wifi").await?, b"from wifi");
+        laptop.move_to(carrier.inside(), [100, 64, 0, 2].into())?;
+        assert_eq!(ask(&connection, b"from mobile").await?, b"from mobile");
+        carrier.reboot_with_address([198, 51, 100, 3].into())?;
+        assert_eq!(ask(&connection, b"after a reboot").await?, b"after a reboot");
         Ok(())
     })
 }

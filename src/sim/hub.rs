@@ -22,6 +22,7 @@ use super::network::SimError;
 use super::options::SimOptions;
 use super::packet::{Content, Protocol};
 use super::router::{Arrival, Router};
+use super::run;
 use super::tcp::{Tcp, TcpId};
 use super::topology::HostId;
 use super::trace::Fate;
@@ -75,8 +76,11 @@ impl Hub {
     /// Return wakers and inboxes from `act` instead of dropping them there: they may own a socket of this network.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
-        // Outside a runtime the clock is the machine's; the simulation has ended then, and stays as it was.
-        if Handle::try_current().is_ok() {
+        // Outside a runtime the clock is the machine's; the simulation has ended then, and stays as it was. What is dropped
+        // with the runtime is no part of it either: the order of that depends on other runtimes of the process.
+        let is_over = Handle::try_current().is_err() || run::is_over();
+        state.router.set_over(is_over);
+        if !is_over {
             state.now = state.now.max(self.start.elapsed());
             state.do_what_is_due();
         }

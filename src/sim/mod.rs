@@ -1,9 +1,11 @@
-//! A simulated UDP network on a virtual clock, for tests of this crate and of editors that embed it.
+//! A simulated network on a virtual clock, for tests of this crate and of editors that embed it.
 //!
-//! Hosts, links with latency, jitter, loss, reordering, duplication, bandwidth and MTU, partitions, and crashes. A
-//! [`SimSocket`] is a [`quinn::AsyncUdpSocket`], so real node code runs over it unchanged. One seed decides everything:
-//! the same program with the same seed gives the same packets at the same times, which [`SimNetwork::trace_digest`]
-//! proves. A simulated day takes seconds.
+//! Hosts, links with latency, jitter, loss, reordering, duplication, bandwidth and MTU, partitions, and crashes; NATs by
+//! their behaviour in the words of RFC 4787, NATs behind NATs, firewalls, and hosts that move between networks. A
+//! [`SimHost`] is a [`HostNetwork`](crate::net::HostNetwork) with UDP, TCP and names, and a [`SimSocket`] is a
+//! [`quinn::AsyncUdpSocket`], so real node code runs over it unchanged. One seed decides everything: the same program with
+//! the same seed gives the same packets at the same times, which [`SimNetwork::trace_digest`] proves. A simulated day
+//! takes seconds.
 //!
 //! ```
 //! use std::time::Duration;
@@ -12,8 +14,8 @@
 //! let elapsed = sim::run(42, |sim| async move {
 //!     let mobile = LinkOptions::new().with_latency(Duration::from_millis(60)).with_loss(0.5);
 //!     let network = SimNetwork::new(sim.options().with_default_link(mobile));
-//!     let alice = network.host([10, 0, 0, 1].into()).bind(4433)?;
-//!     let bob = network.host([10, 0, 0, 2].into()).bind(4433)?;
+//!     let alice = network.host([203, 0, 113, 1].into()).bind(4433)?;
+//!     let bob = network.host([203, 0, 113, 2].into()).bind(4433)?;
 //!
 //!     let wait = Duration::from_secs(1); // of virtual time
 //!     while let Err(_lost) = {
@@ -21,7 +23,7 @@
 //!         tokio::time::timeout(wait, bob.recv_from()).await
 //!     } {}
 //!
-//!     network.partition(&[[10, 0, 0, 1].into()], &[[10, 0, 0, 2].into()]);
+//!     network.partition(&[[203, 0, 113, 1].into()], &[[203, 0, 113, 2].into()]);
 //!     alice.send_to("nobody hears this", bob.address());
 //!     assert!(tokio::time::timeout(wait, bob.recv_from()).await.is_err());
 //!     assert_eq!(network.stats().partitioned, 1);
@@ -30,6 +32,40 @@
 //! assert!(elapsed > Duration::from_secs(1));
 //! # Ok::<_, sim::SimError>(())
 //! ```
+//!
+//! # NATs
+//!
+//! A NAT has an address in one network and another network inside. Two homes may use the same private addresses. Here two
+//! laptops learn from a server how they look from outside, and reach each other by sending first:
+//!
+//! ```
+//! use panda_network::sim::{self, NatOptions, SimNetwork, SimSocket};
+//!
+//! sim::run(7, |sim| async move {
+//!     let network = SimNetwork::new(sim.options());
+//!     let home = network.nat([198, 51, 100, 1].into(), NatOptions::port_restricted())?;
+//!     let carrier = network.nat([198, 51, 100, 2].into(), NatOptions::carrier_grade())?;
+//!     let far_home = carrier.nat([100, 64, 0, 9].into(), NatOptions::full_cone())?;
+//!     let alice = home.host([192, 168, 1, 2].into()).bind(4433)?;
+//!     let bob = far_home.host([192, 168, 1, 2].into()).bind(4433)?;
+//!     let server = network.host([203, 0, 113, 1].into()).bind(3478)?;
+//!
+//!     let mut seen = Vec::new();
+//!     for laptop in [&alice, &bob] {
+//!         laptop.send_to("how do I look?", server.address());
+//!         seen.push(server.recv_from().await.1);
+//!     }
+//!     alice.send_to("lost at bob's carrier, but lets him in", seen[1]);
+//!     bob.send_to("hello", seen[0]);
+//!     assert_eq!(alice.recv_from().await.0, "hello");
+//!     Ok::<_, sim::SimError>(())
+//! })?;
+//! # Ok::<_, sim::SimError>(())
+//! ```
+//!
+//! [`SimHost::move_to`] takes a laptop from one Wi-Fi to another, [`SimNat::reboot`] makes a box forget its mappings, and
+//! [`SimNetwork::firewall`] puts a firewall before hosts and NATs. Links are found by the addresses that a packet carries
+//! where it travels ([`SimNetwork::set_link`]); hosts and NATs may have an access link on top.
 //!
 //! # What breaks determinism
 //!
@@ -47,8 +83,9 @@
 //!
 //! Tokio's timers tick in milliseconds. Links reckon in nanoseconds, and the trace shows those, but a socket is handed
 //! a packet at the first tick at or after its arrival. Computing takes no time: a slow host cannot be simulated.
-//! A host has one address, and addresses are never rewritten: a socket on an IPv6 address does not reach IPv4 hosts,
-//! not even by IPv4-mapped addresses.
+//! There is no ICMP, no DNS traffic, and no fragmentation: what is larger than an MTU vanishes. Addresses are never
+//! translated between IPv4 and IPv6. TCP is enough to carry real protocols and to stall, be refused, and die as it does
+//! in life, but it has no options and no keep-alives, and NATs do not let two sides open a connection at once.
 
 mod firewall;
 mod host;

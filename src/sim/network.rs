@@ -14,7 +14,7 @@ use super::nat::NatOptions;
 use super::options::{LinkOptions, SimOptions};
 use super::site::{SimNat, SimSite};
 use super::socket::SimSocket;
-use super::topology::{Node, Realm, Spot, check_unicast};
+use super::topology::{Node, Realm, Spot};
 use super::trace::{SimStats, TraceEvent};
 
 /// Addresses of one name. More: the newest are ignored.
@@ -112,9 +112,7 @@ impl SimNetwork {
     /// # Errors
     /// When the port is in use, the address is not that of one host, or a bound is reached.
     pub fn bind(&self, address: SocketAddr) -> Result<Arc<SimSocket>, SimError> {
-        check_unicast(address.ip())?;
-        let host = self.internet().find_host(address.ip()).ok_or(SimError::AddressTaken(address.ip()))?;
-        host.bind(address.port())
+        self.internet().find_host(address.ip())?.bind(address.port())
     }
 
     /// Lets a name stand for an address, everywhere and at once; several calls give it several, up to 16.
@@ -177,13 +175,14 @@ impl SimNetwork {
 
     /// Stops the host with this address on the internet, see [`SimHost::crash`].
     pub fn crash(&self, ip: IpAddr) {
-        if let Some(host) = self.internet().find_host(ip) {
+        if let Ok(host) = self.internet().find_host(ip) {
             host.crash();
         }
     }
 
     /// Who is at an address on the internet; a host, if there was nobody.
     fn node(&self, ip: IpAddr) -> Option<Node> {
+        // An error says that a NAT is there, or that nobody can be.
         let _ = self.internet().find_host(ip);
         self.hub.with(|state| state.router.topology.place(Realm::INTERNET, ip).map(|place| place.node))
     }

@@ -130,7 +130,8 @@ impl SimOptions {
         Self { seed, default_link: LinkOptions::new(), socket_queue: 1024, in_flight: 65_536, recorded_events: 0 }
     }
 
-    /// Conditions between hosts for which [`set_link`](super::SimNetwork::set_link) says nothing else.
+    /// Conditions on the internet where [`set_link`](super::SimNetwork::set_link) says nothing else; inside NATs see
+    /// [`NatOptions::with_inside_link`](super::NatOptions::with_inside_link).
     /// Default: [`LinkOptions::new`].
     pub fn with_default_link(mut self, link: LinkOptions) -> Self {
         self.default_link = link;

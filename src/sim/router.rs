@@ -90,6 +90,7 @@ pub(super) struct Router {
     in_flight_limit: usize,
     sequence: u64,
     trace: Trace,
+    over: bool,
 }
 
 impl Router {
@@ -108,11 +109,15 @@ impl Router {
             in_flight_limit: options.in_flight,
             sequence: 0,
             trace: Trace::new(options.recorded_events),
+            over: false,
         }
     }
 
     /// A host sends a packet: it is on its way, or dropped and recorded.
     pub(super) fn route(&mut self, now: Duration, host: HostId, packet: Packet) {
+        if self.over {
+            return;
+        }
         self.trace.on_sent();
         let (from, to) = (packet.from.ip(), packet.to.ip());
         if to.is_loopback() {
@@ -125,6 +130,11 @@ impl Router {
             }
             None => self.settle(&Arrival { sent: now, at: now, host: None, packet }, Fate::Unroutable),
         }
+    }
+
+    /// While the simulation is over, what hosts send is ignored.
+    pub(super) fn set_over(&mut self, over: bool) {
+        self.over = over;
     }
 
     /// When the next packet arrives somewhere.

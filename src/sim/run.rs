@@ -1,5 +1,6 @@
 //! [`run`]: one scenario on a paused clock, with one seed that is printed when it fails.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::time::Duration;
 
@@ -53,10 +54,24 @@ pub fn run<F: Future>(seed: u64, scenario: impl FnOnce(Sim) -> F) -> F::Output {
         Ok(runtime) => runtime,
         Err(error) => panic!("cannot build a runtime for the simulation: {error}"),
     };
-    runtime.block_on(async {
+    let output = runtime.block_on(async {
         let sim = Sim { seed, start: Instant::now() };
         scenario(sim).await
-    })
+    });
+    OVER.set(true);
+    drop(runtime);
+    OVER.set(false);
+    output
+}
+
+thread_local! {
+    /// The scenario of this thread has returned, and its tasks are being dropped.
+    static OVER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True while [`run`] drops the tasks that a scenario left.
+pub(super) fn is_over() -> bool {
+    OVER.get()
 }
 
 struct PrintSeedOnPanic(u64);

@@ -27,11 +27,11 @@ impl SimSite {
     /// The host that has this address here now, or a new one.
     ///
     /// # Panics
-    /// When a NAT has the address.
+    /// When a NAT has the address, or it is not that of one host.
     pub fn host(&self, ip: IpAddr) -> SimHost {
         match self.find_host(ip) {
-            Some(host) => host,
-            None => panic!("{ip} is the address of a NAT; choose another for the host"),
+            Ok(host) => host,
+            Err(error) => panic!("no host can be here: {error}"),
         }
     }
 
@@ -57,10 +57,9 @@ impl SimSite {
         self.spot
     }
 
-    /// `None` when a NAT has the address.
-    pub(super) fn find_host(&self, ip: IpAddr) -> Option<SimHost> {
+    pub(super) fn find_host(&self, ip: IpAddr) -> Result<SimHost, SimError> {
         let id = self.network.hub.with(|state| state.router.topology.host(self.spot, ip))?;
-        Some(SimHost::new(self.network.clone(), id))
+        Ok(SimHost::new(self.network.clone(), id))
     }
 }
 

@@ -87,17 +87,17 @@ pub(super) struct Topology {
 }
 
 impl Topology {
-    /// The host at an address, which is made if nothing is there; `None` when a NAT is.
-    pub(super) fn host(&mut self, spot: Spot, ip: IpAddr) -> Option<HostId> {
+    /// The host at an address, which is made if nobody is there.
+    pub(super) fn host(&mut self, spot: Spot, ip: IpAddr) -> Result<HostId, SimError> {
         if let Some(place) = self.places.get_mut(&(spot.realm, ip)) {
+            let Node::Host(host) = place.node else { return Err(SimError::AddressTaken(ip)) };
             place.firewall = spot.firewall.or(place.firewall);
-            let Node::Host(host) = place.node else { return None };
-            return Some(host);
+            return Ok(host);
         }
         let host = HostId(self.hosts.len());
+        self.claim(spot, ip, Node::Host(host))?;
         self.hosts.push(Host { interfaces: vec![(spot.realm, ip)], access_link: None, up: true });
-        self.places.insert((spot.realm, ip), Place { node: Node::Host(host), firewall: spot.firewall });
-        Some(host)
+        Ok(host)
     }
 
     /// Gives a host one more address.
@@ -262,7 +262,7 @@ impl Topology {
 }
 
 /// Refuses what cannot be the address of one host.
-pub(super) fn check_unicast(ip: IpAddr) -> Result<(), SimError> {
+fn check_unicast(ip: IpAddr) -> Result<(), SimError> {
     if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() { Err(SimError::NotAHost(ip)) } else { Ok(()) }
 }
 

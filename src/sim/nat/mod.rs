@@ -60,3 +60,6 @@ impl NatBox {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -285,3 +285,6 @@ impl Listener {
         self.being_made.len() + self.ready.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

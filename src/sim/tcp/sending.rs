@@ -1,7 +1,7 @@
 //! The sending half of a connection: what is unacknowledged, what may go out, and what goes out again.
 //!
-//! Slow start and halving at a loss, as in RFC 5681 and RFC 6582; three repeated acknowledgements bring one segment back,
-//! a timeout everything from there on.
+//! Slow start and halving at a loss, as in RFC 5681. Three repeated acknowledgements bring one segment back; when that was
+//! not the only one missing, or at a timeout, everything from there on goes out again.
 
 use std::collections::VecDeque;
 
@@ -35,9 +35,17 @@ pub(super) struct Sending {
     congestion: u64,
     threshold: u64,
     duplicates: u32,
-    /// A loss is being repaired until this number is acknowledged.
-    recovery: Option<u64>,
+    /// A loss is being repaired.
+    recovery: Option<Recovery>,
     resend: bool,
+}
+
+#[derive(Debug)]
+struct Recovery {
+    /// Until this number is acknowledged.
+    until: u64,
+    /// More than one segment was lost, and all were sent again.
+    went_back: bool,
 }
 
 /// What to put into a segment.
@@ -126,8 +134,12 @@ impl Sending {
         self.first = acknowledged;
         self.next = self.next.max(acknowledged);
         self.duplicates = 0;
-        match self.recovery {
-            Some(until) if acknowledged < until => self.resend = true,
+        match &mut self.recovery {
+            Some(recovery) if acknowledged < recovery.until => {
+                if !std::mem::replace(&mut recovery.went_back, true) {
+                    self.next = self.first;
+                }
+            }
             _ => {
                 self.recovery = None;
                 let growth =
@@ -170,7 +182,7 @@ impl Sending {
         if self.duplicates == DUPLICATES_OF_A_LOSS && self.recovery.is_none() {
             self.threshold = ((self.next - self.first) / 2).max(2 * SEGMENT);
             self.congestion = self.threshold;
-            self.recovery = Some(self.next);
+            self.recovery = Some(Recovery { until: self.next, went_back: false });
             self.resend = true;
         }
     }
