@@ -1,0 +1,42 @@
+//! What this machine must have for a world: root, tools, a kernel that does it.
+
+use std::process::Command;
+use std::sync::LazyLock;
+
+use crate::shell;
+use crate::world;
+
+/// Programs, all installed by `.ci/install-netns.sh`.
+const TOOLS: [&str; 8] =
+    ["ip", "tc", "nft", "ping", "python3", "turnserver", "turnutils_natdiscovery", "turnutils_uclient"];
+
+static MET: LazyLock<Result<(), String>> = LazyLock::new(look);
+
+/// Whether scenes can be played here; if not, why. Looked up once; removes what killed runs left, on the way.
+pub fn met() -> Result<(), String> {
+    MET.clone()
+}
+
+fn look() -> Result<(), String> {
+    let found = |tool: &&str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|directory| directory.join(tool).is_file())
+    };
+    let missing: Vec<_> = TOOLS.iter().filter(|tool| !found(tool)).copied().collect();
+    if !missing.is_empty() {
+        return Err(format!("not installed: {}", missing.join(", ")));
+    }
+    try_it().map_err(|problem| format!("no network namespaces here: {}", problem.trim().replace('\n', "; ")))
+}
+
+/// Makes a namespace with a NAT, which tells more than asking who we are: a container's root may lack the right.
+fn try_it() -> Result<(), String> {
+    world::remove_leftovers()?;
+    let name = world::name_of(&world::own_tag(), u32::MAX);
+    let ip = |words: &[&str]| shell::try_run(Command::new("ip").args(words), "").map(drop);
+    ip(&["netns", "add", &name])?;
+    let rules = "table ip t { chain c { type nat hook postrouting priority srcnat; masquerade random,fully-random; }; }";
+    let result = shell::try_run(Command::new("ip").args(["netns", "exec", &name, "nft", "-f", "-"]), rules);
+    ip(&["netns", "delete", &name])?;
+    result.map(drop)
+}
