@@ -134,6 +134,12 @@ fn beat(target: &str) -> io::Result<()> {
 /// `received <packets> least_us <round trip> middle_us <round trip> overtaken <packets> took_ms <from first to last>`.
 fn measure(target: &str, packets: &str, per_second: &str, bytes: &str) -> io::Result<()> {
     let (socket, target) = (UdpSocket::bind("0.0.0.0:0")?, parse(target)?);
+    // Addresses on the way are resolved before it counts; the kernel keeps few packets back for that.
+    let mut ready = false;
+    while !ready {
+        socket.send_to(b"ready", target)?;
+        ready = receive(&socket, Instant::now() + STRAGGLERS).is_some();
+    }
     let [packets, per_second, bytes] = [packets, per_second, bytes].map(|word| word.parse::<u32>().unwrap_or(1));
     let start = Instant::now();
     let sender = socket.try_clone()?;
@@ -220,8 +226,7 @@ fn mapped_in(message: &[u8], number: u32) -> Option<SocketAddrV4> {
     while let [kind0, kind1, length0, length1, value @ ..] = rest {
         let length = usize::from(u16::from_be_bytes([*length0, *length1]));
         let value_bytes = value.get(..length)?;
-        if let (XOR_MAPPED_ADDRESS, [_, 1, port @ .., a, b, c, d]) =
-            (u16::from_be_bytes([*kind0, *kind1]), value_bytes)
+        if let (XOR_MAPPED_ADDRESS, [_, 1, port @ .., a, b, c, d]) = (u16::from_be_bytes([*kind0, *kind1]), value_bytes)
         {
             let port = u16::from_be_bytes(port.try_into().ok()?) ^ (MAGIC_COOKIE >> 16) as u16;
             let ip = Ipv4Addr::from_bits(u32::from_be_bytes([*a, *b, *c, *d]) ^ MAGIC_COOKIE);

@@ -3,7 +3,8 @@
     link.py FIRST SECOND DELAY_MS JITTER_MS LOSS SEED QUEUE
 
 Every frame waits DELAY_MS and up to JITTER_MS more (so that jitter reorders, as netem does); LOSS (0 to 1) is the share that
-is dropped. Chance comes from SEED. At most QUEUE frames wait; what comes on top is dropped. Says `ready` when frames pass.
+is dropped. Chance comes from SEED. At most QUEUE frames wait; what comes on top is dropped. Address resolution (ARP) passes at
+once: between the ends of a real long link there is none. Says `ready` when frames pass.
 For tests in network namespaces, on kernels without netem.
 """
 
@@ -20,6 +21,9 @@ PACKET_IGNORE_OUTGOING = 23
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 ETH_P_ALL = 3
+# The header before a frame (virtio_net_hdr), then two Ethernet addresses, then what kind of frame it is.
+KIND = slice(10 + 12, 10 + 14)
+ARP = b"\x08\x06"
 # A frame can be a whole batch, not yet cut to packets, with a header before it.
 LARGEST = 65536 + 256
 BUFFER = 8 << 20
@@ -72,6 +76,9 @@ def main():
         readable, _, _ = select.select([first, second], [], [], patience)
         for source in readable:
             for frame in frames(source):
+                if frame[KIND] == ARP:
+                    forward(other[source], frame)
+                    continue
                 if len(waiting) >= queue or (loss and chance.random() < loss):
                     continue
                 late = delay + (chance.random() * jitter if jitter else 0.0)

@@ -100,11 +100,8 @@ pub fn pairs() -> Vec<Pair> {
     let others = COMMON.into_iter().chain([Nat::None, Nat::UdpBlocked, Nat::CarrierGrade]);
     let blocked = others.map(|nat| Pair::Sites(Nat::UdpBlocked, nat));
     let carriers = [Nat::CarrierGrade, Nat::Symmetric].map(|nat| Pair::Sites(Nat::CarrierGrade, nat));
-    let together = [
-        Pair::OneNetwork(Nat::Hairpin),
-        Pair::OneCarrier(Nat::Hairpin),
-        Pair::OneCarrier(Nat::PortRestricted),
-    ];
+    let together =
+        [Pair::OneNetwork(Nat::Hairpin), Pair::OneCarrier(Nat::Hairpin), Pair::OneCarrier(Nat::PortRestricted)];
     all_common.chain(public).chain(blocked).chain(carriers).chain(together).collect()
 }
 

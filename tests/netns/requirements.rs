@@ -35,7 +35,8 @@ fn try_it() -> Result<(), String> {
     let name = world::name_of(&world::own_tag(), u32::MAX);
     let ip = |words: &[&str]| shell::try_run(Command::new("ip").args(words), "").map(drop);
     ip(&["netns", "add", &name])?;
-    let rules = "table ip t { chain c { type nat hook postrouting priority srcnat; masquerade random,fully-random; }; }";
+    let rules =
+        "table ip t { chain c { type nat hook postrouting priority srcnat; masquerade random,fully-random; }; }";
     let result = shell::try_run(Command::new("ip").args(["netns", "exec", &name, "nft", "-f", "-"]), rules);
     ip(&["netns", "delete", &name])?;
     result.map(drop)

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::link::Link;
-use crate::process::Process;
 use crate::world::Namespace;
 
 /// Interfaces of a segment's namespace would otherwise speak up by themselves, and the host's firewall settings for bridges
@@ -78,12 +77,12 @@ impl Segment {
             inside.tc(&format!("qdisc replace dev {interface} {shaper}"));
             self.namespace.tc(&format!("qdisc replace dev {port} {shaper}"));
         }
-        let forwarder = arguments.map(|arguments| {
+        if let Some(arguments) = arguments {
             let mut process = self.namespace.spawn("link", Command::new("python3").arg("-I").args(arguments));
             process.wait_for_prefix("ready");
-            process
-        });
-        Uplink { segment: self.clone(), inside: inside.clone(), interface, address, port, far, _forwarder: forwarder }
+            self.namespace.keep(number, process);
+        }
+        Uplink { segment: self.clone(), inside: inside.clone(), interface, address, number }
     }
 
     /// A new machine, not attached yet.
@@ -108,11 +107,8 @@ pub struct Uplink {
     inside: Namespace,
     interface: &'static str,
     address: Ipv4Addr,
-    /// At the bridge.
-    port: String,
-    /// The forwarder's interface at the bridge's side, if there is a forwarder.
-    far: String,
-    _forwarder: Option<Process>,
+    /// In the names of the interfaces at the segment's side, and the forwarder's.
+    number: u32,
 }
 
 impl Uplink {
@@ -123,17 +119,19 @@ impl Uplink {
 
     /// Nothing passes any more. The machine keeps its address and routes; without a forwarder it sees that the carrier is lost.
     pub fn cut(&self) {
-        self.segment.namespace.ip(&format!("link set dev {} down", self.port));
+        self.segment.namespace.ip(&format!("link set dev port{} down", self.number));
     }
 
     pub fn restore(&self) {
-        self.segment.namespace.ip(&format!("link set dev {} up", self.port));
+        self.segment.namespace.ip(&format!("link set dev port{} up", self.number));
     }
 
     /// Takes the interface away from the machine, with address and routes.
     pub fn remove(self) {
         self.inside.ip(&format!("link delete dev {}", self.interface));
-        // One of a pair takes the other with it; without a forwarder there is no second pair.
-        self.segment.namespace.try_ip(&format!("link delete dev {}", self.far));
+        // One of a pair takes the other with it; a forwarder has a second pair.
+        if self.segment.namespace.release(self.number).is_some() {
+            self.segment.namespace.ip(&format!("link delete dev port{}", self.number));
+        }
     }
 }

@@ -80,7 +80,6 @@ impl Site {
     fn router(&self) -> &Router {
         self.router.as_ref().expect("this site has no router: unplug its host instead")
     }
-
 }
 
 /// A machine with one interface. Runs commands as the namespace that it is.

@@ -7,6 +7,7 @@
 //!
 //! IPv4 only: there are no routed IPv6 addresses in here.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::panic::{self, AssertUnwindSafe};
@@ -49,12 +50,14 @@ struct Inner {
     count: AtomicU32,
     namespaces: Mutex<Vec<String>>,
     spawned: Mutex<Vec<(String, PathBuf)>>,
+    /// What the world itself needs to run, by number.
+    kept: Mutex<HashMap<u32, Process>>,
 }
 
 impl World {
     /// Plays a scene in a new world. The message of a failure has the ends of all logs.
     pub fn play(scene: impl FnOnce(&Self)) -> Result<(), Failed> {
-        let result = panic::catch_unwind(|| Self::new()).and_then(|world| {
+        let result = panic::catch_unwind(Self::new).and_then(|world| {
             let result = panic::catch_unwind(AssertUnwindSafe(|| scene(&world)));
             result.map_err(|cause| Box::new(format!("{}\n{}", message(&*cause), world.logs())) as _)
         });
@@ -64,8 +67,8 @@ impl World {
     fn new() -> Self {
         let prefix = name_of(&own_tag(), WORLDS.fetch_add(1, Ordering::Relaxed));
         let files = tempfile::tempdir().expect("a directory for a world");
-        let (count, namespaces, spawned) = Default::default();
-        let inner = Arc::new(Inner { prefix, files, count, namespaces, spawned });
+        let (count, namespaces, spawned, kept) = Default::default();
+        let inner = Arc::new(Inner { prefix, files, count, namespaces, spawned, kept });
         let internet = Segment::new(Namespace::new(&inner, "internet"), "internet", INTERNET);
         Self { inner, internet }
     }
@@ -191,12 +194,6 @@ impl Namespace {
         shell::run(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), commands);
     }
 
-    /// Commands of `ip` that may find nothing left to do.
-    pub fn try_ip(&self, commands: &str) {
-        // A link that is gone cannot be removed once more.
-        let _ = shell::try_run(Command::new("ip").args(["-n", &self.name, "-force", "-batch", "-"]), commands);
-    }
-
     /// One command of `tc`, without the word `tc`.
     #[track_caller]
     pub fn tc(&self, command: &str) {
@@ -212,7 +209,8 @@ impl Namespace {
     /// module is not loaded) has no effect either.
     #[track_caller]
     pub fn set(&self, settings: &[(&str, u32)]) {
-        let line = |(path, value): &(&str, u32)| format!("[ ! -e /proc/sys/{path} ] || echo {value} > /proc/sys/{path}\n");
+        let line =
+            |(path, value): &(&str, u32)| format!("[ ! -e /proc/sys/{path} ] || echo {value} > /proc/sys/{path}\n");
         self.run(Command::new("sh").arg("-e"), &settings.iter().map(line).collect::<String>());
     }
 
@@ -235,6 +233,15 @@ impl Namespace {
         let process = Process::spawn(&self.name, &label, command, log.clone());
         self.world.spawned.lock().unwrap_or_else(PoisonError::into_inner).push((label, log));
         process
+    }
+
+    /// Leaves a process to the world, under a number: it runs until it is released, also when no handle is left.
+    pub fn keep(&self, number: u32, process: Process) {
+        self.world.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(number, process);
+    }
+
+    pub fn release(&self, number: u32) -> Option<Process> {
+        self.world.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&number)
     }
 }
 
