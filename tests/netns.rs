@@ -16,6 +16,8 @@ mod link;
 mod matrix;
 #[path = "netns/nat.rs"]
 mod nat;
+#[path = "netns/port_mapping.rs"]
+mod port_mapping;
 #[path = "netns/process.rs"]
 mod process;
 #[path = "netns/requirements.rs"]

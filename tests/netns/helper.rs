@@ -3,9 +3,11 @@
 //!
 //! `helper(&["punch", "11.0.0.2:3478"])` is the command. Every helper tells its results on lines of standard output.
 
+use std::fmt::Display;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::process::{Command, ExitCode};
+use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
         ["stun", server] => stun(server),
         ["stun-tcp", server] => stun_tcp(server),
         ["punch", server] => punch(server),
+        ["map", gateway, port, seconds] => map(gateway, port, seconds),
         ["echo", port] => echo(port),
         ["beat", target] => beat(target),
         ["measure", target, packets, per_second, bytes] => measure(target, packets, per_second, bytes),
@@ -54,11 +57,11 @@ pub fn main(arguments: &[String]) -> ExitCode {
 /// `mapped <address>`: what a STUN server sees of a new socket.
 fn stun(server: &str) -> io::Result<()> {
     let socket = open()?;
-    say(&format!("mapped {}", mapped_address(&socket, parse(server)?)?))
+    say(&format!("mapped {}", mapped_address(&socket, address(server)?)?))
 }
 
 fn stun_tcp(server: &str) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&parse(server)?, TCP_PATIENCE)?;
+    let mut stream = TcpStream::connect_timeout(&address(server)?, TCP_PATIENCE)?;
     stream.set_read_timeout(Some(TCP_PATIENCE))?;
     stream.write_all(&binding_request(1))?;
     let mut header = [0; HEADER_BYTES];
@@ -74,10 +77,10 @@ fn stun_tcp(server: &str) -> io::Result<()> {
 /// `connected <address>`, else `not connected`. Both sides have to knock at the same time.
 fn punch(server: &str) -> io::Result<()> {
     let socket = open()?;
-    say(&format!("mapped {}", mapped_address(&socket, parse(server)?)?))?;
+    say(&format!("mapped {}", mapped_address(&socket, address(server)?)?))?;
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
-    let mut peer = parse(line.trim())?;
+    let mut peer = address(line.trim())?;
     let (mut heard, mut admitted) = (false, false);
     for _ in 0..KNOCK_ROUNDS {
         // A send may fail while an address resolves; the next round tries again.
@@ -102,6 +105,32 @@ fn punch(server: &str) -> io::Result<()> {
     say("not connected")
 }
 
+/// Asks the router for a mapping of a UDP port (NAT-PMP, RFC 6886, 3.3), for so long: `external <port>`.
+fn map(gateway: &str, port: &str, seconds: &str) -> io::Result<()> {
+    let (socket, gateway) = (open()?, address(&format!("{gateway}:5351"))?);
+    let (port, seconds): (u16, u32) = (parse(port)?, parse(seconds)?);
+    let (version, map_udp) = (0, 1);
+    let mut request = vec![version, map_udp, 0, 0];
+    request.extend(port.to_be_bytes());
+    // No wish for a certain external port.
+    request.extend([0, 0]);
+    request.extend(seconds.to_be_bytes());
+    for _ in 0..STUN_ROUNDS {
+        let _ = socket.send_to(&request, gateway);
+        let end = Instant::now() + ROUND;
+        while let Some((answer, _)) = receive(&socket, end) {
+            if let [0, 129, result0, result1, _, _, _, _, _, _, external0, external1, ..] = answer[..] {
+                let (result, external) = ([result0, result1], [external0, external1]);
+                if result != [0, 0] {
+                    return Err(io::Error::other(format!("refused with code {}", u16::from_be_bytes(result))));
+                }
+                return say(&format!("external {}", u16::from_be_bytes(external)));
+            }
+        }
+    }
+    Err(io::Error::other("no answer"))
+}
+
 /// Answers every packet with its own words and the address that it came from.
 fn echo(port: &str) -> io::Result<()> {
     let socket = UdpSocket::bind(format!("0.0.0.0:{port}"))?;
@@ -118,7 +147,7 @@ fn echo(port: &str) -> io::Result<()> {
 
 /// Sends to an echo for ever, and tells `heard <number> <address that the echo saw>`.
 fn beat(target: &str) -> io::Result<()> {
-    let (socket, target) = (open()?, parse(target)?);
+    let (socket, target) = (open()?, address(target)?);
     for number in 0u64.. {
         // Without a network it beats on.
         let _ = socket.send_to(number.to_string().as_bytes(), target);
@@ -133,7 +162,7 @@ fn beat(target: &str) -> io::Result<()> {
 /// Sends so many packets to an echo, evenly, and tells of the answers:
 /// `received <packets> least_us <round trip> middle_us <round trip> overtaken <packets> took_ms <from first to last>`.
 fn measure(target: &str, packets: &str, per_second: &str, bytes: &str) -> io::Result<()> {
-    let (socket, target) = (UdpSocket::bind("0.0.0.0:0")?, parse(target)?);
+    let (socket, target) = (UdpSocket::bind("0.0.0.0:0")?, address(target)?);
     // Addresses on the way are resolved before it counts; the kernel keeps few packets back for that.
     let mut ready = false;
     while !ready {
@@ -238,8 +267,12 @@ fn mapped_in(message: &[u8], number: u32) -> Option<SocketAddrV4> {
     None
 }
 
-fn parse(address: &str) -> io::Result<SocketAddr> {
-    address.parse().map_err(|error| io::Error::other(format!("{address}: {error}")))
+fn address(word: &str) -> io::Result<SocketAddr> {
+    parse(word)
+}
+
+fn parse<T: FromStr<Err: Display>>(word: &str) -> io::Result<T> {
+    word.parse().map_err(|error| io::Error::other(format!("{word}: {error}")))
 }
 
 fn say(line: &str) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! What this machine must have for a world: root, tools, a kernel that does it.
 
+use std::fs;
 use std::process::Command;
 use std::sync::LazyLock;
 
@@ -7,8 +8,8 @@ use crate::shell;
 use crate::world;
 
 /// Programs, all installed by `.ci/install-netns.sh`.
-const TOOLS: [&str; 8] =
-    ["ip", "tc", "nft", "ping", "python3", "turnserver", "turnutils_natdiscovery", "turnutils_uclient"];
+const TOOLS: [&str; 9] =
+    ["ip", "tc", "nft", "ping", "python3", "turnserver", "turnutils_natdiscovery", "turnutils_uclient", "miniupnpd"];
 
 static MET: LazyLock<Result<(), String>> = LazyLock::new(look);
 
@@ -26,10 +27,17 @@ fn look() -> Result<(), String> {
     if !missing.is_empty() {
         return Err(format!("not installed: {}", missing.join(", ")));
     }
+    // The second is the effective user.
+    let is_root = fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
+    });
+    if !is_root {
+        return Err("needs root".into());
+    }
     try_it().map_err(|problem| format!("no network namespaces here: {}", problem.trim().replace('\n', "; ")))
 }
 
-/// Makes a namespace with a NAT, which tells more than asking who we are: a container's root may lack the right.
+/// Makes a namespace with a NAT: a container's root may lack the right, a kernel the modules.
 fn try_it() -> Result<(), String> {
     world::remove_leftovers()?;
     let name = world::name_of(&world::own_tag(), u32::MAX);

@@ -14,6 +14,7 @@ use crate::helper::helper;
 use crate::link::Link;
 use crate::matrix::{self, Pair, Way};
 use crate::nat::Nat;
+use crate::port_mapping;
 use crate::process::Process;
 use crate::scene;
 use crate::shell::{self, PATIENCE};
@@ -28,11 +29,12 @@ pub fn trials() -> Vec<Trial> {
     let behaves = |nat: Nat| scene(format!("behaviour::{nat}"), move |world| behaves_as_its_name_says(world, nat));
     let mut trials: Vec<_> = Nat::ALL.into_iter().filter(|nat| *nat != Nat::UdpBlocked).map(behaves).collect();
     trials.extend(matrix::trials("punch", a_naive_punch_works_where_it_should));
-    let single: [(&str, Scene); 15] = [
+    let single: [(&str, Scene); 16] = [
         ("udp_blocked_lets_only_tcp_443_through", udp_blocked_lets_only_tcp_443_through),
         ("turn_over_tls_on_443_passes_where_udp_is_blocked", turn_over_tls_on_443_passes_where_udp_is_blocked),
         ("turn_relays_with_rest_credentials", turn_relays_with_rest_credentials),
         ("a_hairpin_leads_back_inside_and_others_do_not", a_hairpin_leads_back_inside_and_others_do_not),
+        ("a_mapped_port_lets_in_what_a_symmetric_nat_would_not", a_mapped_port_lets_in_what_a_symmetric_nat_would_not),
         ("a_delayed_link_is_late_in_both_directions", a_delayed_link_is_late_in_both_directions),
         ("a_delayed_link_carries_ten_thousand_packets_a_second", a_delayed_link_carries_ten_thousand_packets_a_second),
         ("jitter_reorders_and_loses_nothing", jitter_reorders_and_loses_nothing),
@@ -174,6 +176,19 @@ fn echo(world: &World) -> (Process, String) {
     let mut echo = server.spawn("echo", &helper(&["echo", "7"]));
     echo.wait_for_prefix("ready");
     (echo, format!("{}:7", server.ip()))
+}
+
+fn a_mapped_port_lets_in_what_a_symmetric_nat_would_not(world: &World) {
+    let (left, right) = (world.site(Nat::Symmetric), world.site(Nat::Symmetric));
+    let _daemon = port_mapping::start(&left);
+    let host = left.host();
+    let mut echo = host.spawn("echo", &helper(&["echo", "4000"]));
+    echo.wait_for_prefix("ready");
+    let mapping = host.run(&helper(&["map", &left.gateway().to_string(), "4000", "600"]), "");
+    let port = mapping.trim().strip_prefix("external ").unwrap_or_else(|| panic!("{mapping}"));
+    let target = format!("{}:{port}", left.public_ip().expect("a router"));
+    let beat = right.host().spawn("beat", &helper(&["beat", &target]));
+    heard_from(&beat, right.public_ip());
 }
 
 /// What the helper measured.

@@ -95,6 +95,10 @@ impl Segment {
         Ipv4Addr::from_bits(self.last_address.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.gateway
+    }
+
     pub fn prefix(&self) -> u8 {
         self.prefix
     }

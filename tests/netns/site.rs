@@ -72,6 +72,11 @@ impl Site {
         &self.router().namespace
     }
 
+    /// The router's address for its hosts.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.segment.gateway()
+    }
+
     pub fn segment(&self) -> &Segment {
         &self.segment
     }
