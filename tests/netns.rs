@@ -16,6 +16,8 @@ mod link;
 mod matrix;
 #[path = "netns/nat.rs"]
 mod nat;
+#[path = "netns/nodes.rs"]
+mod nodes;
 #[path = "netns/port_mapping.rs"]
 mod port_mapping;
 #[path = "netns/process.rs"]
@@ -56,16 +58,16 @@ fn main() -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(SCENES_AT_ONCE);
-    let conclusion = libtest_mimic::run(&arguments, scenes::trials());
+    let conclusion = libtest_mimic::run(&arguments, scenes::trials().into_iter().chain(nodes::trials()).collect());
     name_the_slowest();
     conclusion.exit_code()
 }
 
-/// A test that plays in a world of its own, if that can be made here.
-pub fn scene(name: String, play: impl FnOnce(&World) + Send + 'static) -> Trial {
+/// A test that plays in a world of its own, if that can be made here and there is nothing else that it needs.
+pub fn scene(name: String, needs: Result<(), &'static str>, play: impl FnOnce(&World) + Send + 'static) -> Trial {
     let named = name.clone();
     Trial::ignorable_test(name, move || {
-        if let Err(reason) = requirements::met() {
+        if let Err(reason) = needs.map_err(String::from).and_then(|()| requirements::met()) {
             let required = std::env::var("PANDA_NETNS").is_ok_and(|value| value == "require");
             return if required { Err(Failed::from(reason)) } else { Ok(Completion::ignored_with(reason)) };
         }

@@ -1,15 +1,7 @@
 //! Every pair of NATs that two peers may sit behind, and whether they can reach each other without a relay.
 //!
-//! [`trials`] plays one scene for each pair:
-//!
-//! ```ignore
-//! fn two_nodes_share_a_document(world: &World, pair: &Pair) {
-//!     let relay = world.server("relay");
-//!     let (left, right) = pair.hosts(world);
-//!     let mut left = left.spawn("left", Command::new(PANDA).args(["share", ..]));
-//!     // ... and pair.way() is what the two have to find
-//! }
-//! ```
+//! [`trials`] plays one scene for each pair, like those in `nodes`: a function of a `&World` and a `Pair`, which gives the two
+//! hosts ([`Pair::hosts`]) and says what they have to find ([`Pair::way`]).
 
 use std::fmt::{self, Display};
 
@@ -30,7 +22,7 @@ const COMMON: [Nat; 5] =
 pub enum Pair {
     /// At a site each.
     Sites(Nat, Nat),
-    /// In one network, behind one NAT.
+    /// In one network, behind one NAT; what [`Pair::way`] says is about their public addresses.
     OneNetwork(Nat),
     /// At homes with a Linux firewall, behind one carrier's NAT.
     OneCarrier(Nat),
@@ -49,21 +41,19 @@ pub enum Way {
 
 impl Pair {
     pub fn way(self) -> Way {
-        let is = |wanted: fn(Nat) -> bool| match self {
-            Self::Sites(left, right) => (wanted(left), wanted(right)),
-            Self::OneNetwork(nat) | Self::OneCarrier(nat) => (wanted(nat), wanted(nat)),
+        let (left, right) = match self {
+            Self::Sites(left, right) => (left, right),
+            // They know each other's public addresses, which are the same.
+            Self::OneNetwork(nat) | Self::OneCarrier(nat) => {
+                return if nat == Nat::Hairpin { Way::Direct } else { Way::Relayed };
+            }
         };
-        if let (true, _) | (_, true) = is(|nat| nat == Nat::UdpBlocked) {
+        if left == Nat::UdpBlocked || right == Nat::UdpBlocked {
             return Way::RelayedOverTcp;
         }
-        if let Self::OneNetwork(nat) | Self::OneCarrier(nat) = self {
-            return if nat == Nat::Hairpin { Way::Direct } else { Way::Relayed };
-        }
-        // A port of a symmetric NAT is only known to who is let in from any port.
-        let (left_moves, right_moves) = is(|nat| !nat.maps_independently());
-        let (left_admits, right_admits) = is(Nat::admits_other_ports);
-        let works = (!left_moves || right_admits) && (!right_moves || left_admits);
-        if works { Way::Direct } else { Way::Relayed }
+        // A port that is another one for every peer is only met by who lets in from any port.
+        let meets = |mover: Nat, other: Nat| mover.maps_independently() || other.admits_other_ports();
+        if meets(left, right) && meets(right, left) { Way::Direct } else { Way::Relayed }
     }
 
     /// The two hosts, in a world of theirs.
@@ -105,8 +95,14 @@ pub fn pairs() -> Vec<Pair> {
     all_common.chain(public).chain(blocked).chain(carriers).chain(together).collect()
 }
 
-/// One test for each pair. `what` begins its name: `punch::symmetric_and_full-cone`.
-pub fn trials(what: &str, play: fn(&World, Pair)) -> Vec<Trial> {
-    let trial = |pair: Pair| scene(format!("{what}::{pair}"), move |world| play(world, pair));
-    pairs().into_iter().map(trial).collect()
+/// One test for each of these pairs. `what` begins its name: `punch::symmetric_and_full-cone`. With an error in `needs` they
+/// are ignored for that reason.
+pub fn trials(
+    what: &str,
+    needs: Result<(), &'static str>,
+    pairs: impl IntoIterator<Item = Pair>,
+    play: impl Fn(&World, Pair) + Copy + Send + 'static,
+) -> Vec<Trial> {
+    let trial = |pair: Pair| scene(format!("{what}::{pair}"), needs, move |world| play(world, pair));
+    pairs.into_iter().map(trial).collect()
 }

@@ -37,15 +37,20 @@ fn look() -> Result<(), String> {
     try_it().map_err(|problem| format!("no network namespaces here: {}", problem.trim().replace('\n', "; ")))
 }
 
-/// Makes a namespace with a NAT: a container's root may lack the right, a kernel the modules.
+/// Makes a namespace with a router in it: a container's root may lack the right, a kernel the modules.
 fn try_it() -> Result<(), String> {
     world::remove_leftovers()?;
     let name = world::name_of(&world::own_tag(), u32::MAX);
     let ip = |words: &[&str]| shell::try_run(Command::new("ip").args(words), "").map(drop);
-    ip(&["netns", "add", &name])?;
+    let inside = |words: &[&str], input| {
+        shell::try_run(Command::new("ip").args(["netns", "exec", &name]).args(words), input).map(drop)
+    };
     let rules =
         "table ip t { chain c { type nat hook postrouting priority srcnat; masquerade random,fully-random; }; }";
-    let result = shell::try_run(Command::new("ip").args(["netns", "exec", &name, "nft", "-f", "-"]), rules);
+    ip(&["netns", "add", &name])?;
+    let result = inside(&["nft", "-f", "-"], rules)
+        .and_then(|()| inside(&["ip", "link", "add", "name", "lan", "type", "bridge"], ""))
+        .and_then(|()| inside(&["sh", "-e"], "echo 1 > /proc/sys/net/ipv4/ip_forward\n"));
     ip(&["netns", "delete", &name])?;
-    result.map(drop)
+    result
 }

@@ -26,9 +26,10 @@ type Scene = fn(&World);
 
 /// All of them.
 pub fn trials() -> Vec<Trial> {
-    let behaves = |nat: Nat| scene(format!("behaviour::{nat}"), move |world| behaves_as_its_name_says(world, nat));
+    let behaves =
+        |nat: Nat| scene(format!("behaviour::{nat}"), Ok(()), move |world| behaves_as_its_name_says(world, nat));
     let mut trials: Vec<_> = Nat::ALL.into_iter().filter(|nat| *nat != Nat::UdpBlocked).map(behaves).collect();
-    trials.extend(matrix::trials("punch", a_naive_punch_works_where_it_should));
+    trials.extend(matrix::trials("punch", Ok(()), matrix::pairs(), a_naive_punch_works_where_it_should));
     let single: [(&str, Scene); 16] = [
         ("udp_blocked_lets_only_tcp_443_through", udp_blocked_lets_only_tcp_443_through),
         ("turn_over_tls_on_443_passes_where_udp_is_blocked", turn_over_tls_on_443_passes_where_udp_is_blocked),
@@ -47,7 +48,7 @@ pub fn trials() -> Vec<Trial> {
         ("a_failure_shows_the_logs_and_nothing_stays", a_failure_shows_the_logs_and_nothing_stays),
         ("what_a_killed_run_left_behind_is_removed", what_a_killed_run_left_behind_is_removed),
     ];
-    trials.extend(single.map(|(name, play)| scene(format!("harness::{name}"), play)));
+    trials.extend(single.map(|(name, play)| scene(format!("harness::{name}"), Ok(()), play)));
     trials
 }
 
