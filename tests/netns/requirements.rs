@@ -8,8 +8,18 @@ use crate::shell;
 use crate::world;
 
 /// Programs, all installed by `.ci/install-netns.sh`.
-const TOOLS: [&str; 9] =
-    ["ip", "tc", "nft", "ping", "python3", "turnserver", "turnutils_natdiscovery", "turnutils_uclient", "miniupnpd"];
+const TOOLS: [&str; 10] = [
+    "ip",
+    "tc",
+    "nft",
+    "ping",
+    "python3",
+    "turnserver",
+    "turnutils_natdiscovery",
+    "turnutils_uclient",
+    "miniupnpd",
+    "conntrack",
+];
 
 static MET: LazyLock<Result<(), String>> = LazyLock::new(look);
 

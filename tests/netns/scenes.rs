@@ -30,7 +30,7 @@ pub fn trials() -> Vec<Trial> {
         |nat: Nat| scene(format!("behaviour::{nat}"), Ok(()), move |world| behaves_as_its_name_says(world, nat));
     let mut trials: Vec<_> = Nat::ALL.into_iter().filter(|nat| *nat != Nat::UdpBlocked).map(behaves).collect();
     trials.extend(matrix::trials("punch", Ok(()), matrix::pairs(), a_naive_punch_works_where_it_should));
-    let single: [(&str, Scene); 16] = [
+    let single: [(&str, Scene); 17] = [
         ("udp_blocked_lets_only_tcp_443_through", udp_blocked_lets_only_tcp_443_through),
         ("turn_over_tls_on_443_passes_where_udp_is_blocked", turn_over_tls_on_443_passes_where_udp_is_blocked),
         ("turn_relays_with_rest_credentials", turn_relays_with_rest_credentials),
@@ -43,6 +43,7 @@ pub fn trials() -> Vec<Trial> {
         ("a_narrow_link_takes_its_time", a_narrow_link_takes_its_time),
         ("a_packet_above_the_mtu_does_not_pass", a_packet_above_the_mtu_does_not_pass),
         ("a_host_moves_while_its_process_runs_on", a_host_moves_while_its_process_runs_on),
+        ("a_router_forgets_its_mappings", a_router_forgets_its_mappings),
         ("a_link_is_cut_and_restored", a_link_is_cut_and_restored),
         ("a_relay_is_killed_and_comes_back", a_relay_is_killed_and_comes_back),
         ("a_failure_shows_the_logs_and_nothing_stays", a_failure_shows_the_logs_and_nothing_stays),
@@ -302,6 +303,23 @@ fn heard_from(beat: &Process, ip: Option<Ipv4Addr>) {
     shell::until(&format!("heard{seen}"), PATIENCE, || {
         beat.log().lines().next_back().is_some_and(|line| line.contains(&seen)).then_some(())
     });
+}
+
+fn a_router_forgets_its_mappings(world: &World) {
+    let (_echo, target) = echo(world);
+    for nat in [Nat::Symmetric, Nat::FullCone] {
+        let site = world.site(nat);
+        let mut beat = site.host().spawn("beat", &helper(&["beat", &target]));
+        let address = |line: &str| line.strip_prefix("heard ")?.split(' ').nth(1).map(str::to_owned);
+        let before = beat.wait_for("an answer", PATIENCE, address);
+        site.forget_mappings();
+        let answers = beat.log().lines().count();
+        let after = shell::until("an answer after that", PATIENCE, || {
+            // One may have been under way.
+            beat.log().lines().skip(answers + 1).find_map(address)
+        });
+        assert_eq!(before == after, nat.maps_independently(), "{nat}: {before} and then {after}");
+    }
 }
 
 fn a_link_is_cut_and_restored(world: &World) {

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::ops::Deref;
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::link::Link;
@@ -23,6 +24,7 @@ pub struct Site {
 struct Router {
     namespace: Namespace,
     uplink: Uplink,
+    nat: Nat,
 }
 
 impl Site {
@@ -40,7 +42,7 @@ impl Site {
         }
         // Last, so that nothing passes without the NAT.
         namespace.set(&[("net/ipv4/ip_forward", 1)]);
-        Self { segment, link: Link::new(), router: Some(Arc::new(Router { namespace, uplink })) }
+        Self { segment, link: Link::new(), router: Some(Arc::new(Router { namespace, uplink, nat })) }
     }
 
     /// A new host in here.
@@ -64,6 +66,17 @@ impl Site {
     #[track_caller]
     pub fn restore(&self) {
         self.router().uplink.restore();
+    }
+
+    /// The router forgets every mapping and whom its hosts have contacted, as after a restart.
+    #[track_caller]
+    pub fn forget_mappings(&self) {
+        let Router { namespace, uplink, nat } = self.router();
+        // The sets of the rules remember too; a table that is made again has empty ones.
+        if let Some(rules) = nat.rules(uplink.address()) {
+            namespace.nft(&format!("delete table ip panda\n{rules}"));
+        }
+        namespace.run(Command::new("conntrack").arg("-F"), "");
     }
 
     /// The router, to run things like a port mapping daemon on it.
