@@ -4,4 +4,4 @@ set -euo pipefail
 
 export DEBIAN_FRONTEND=noninteractive
 apt-get update
-apt-get install --yes --no-install-recommends iproute2 nftables coturn python3-minimal iputils-ping miniupnpd-nftables conntrack
+apt-get install --yes --no-install-recommends iproute2 nftables coturn python3 iputils-ping miniupnpd-nftables conntrack

@@ -389,7 +389,7 @@ fn a_failure_shows_the_logs_and_nothing_stays(world: &World) {
 
 fn what_a_killed_run_left_behind_is_removed(world: &World) {
     // No process has this number.
-    let left = world::name_of("4194305-1", world.server("any").number());
+    let left = world::name_of("4194305-1", std::process::id());
     shell::run(Command::new("ip").args(["netns", "add", &left]), "");
     let log = tempfile::NamedTempFile::new().expect("a file for a log");
     let mut process = Process::spawn(&left, "left", &helper(&["echo", "7"]), log.path().to_owned());

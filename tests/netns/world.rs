@@ -281,12 +281,18 @@ fn start_time(pid: &str) -> Option<String> {
 }
 
 fn remove(name: &str) -> Result<(), String> {
-    let inside = shell::try_run(Command::new("ip").args(["netns", "pids", name]), "")?;
-    for pid in inside.split_whitespace() {
-        // It may end by itself meanwhile.
-        let _ = shell::signal("KILL", pid);
+    let result = shell::try_run(Command::new("ip").args(["netns", "pids", name]), "").and_then(|inside| {
+        for pid in inside.split_whitespace() {
+            // It may end by itself meanwhile.
+            let _ = shell::signal("KILL", pid);
+        }
+        shell::try_run(Command::new("ip").args(["netns", "delete", name]), "")
+    });
+    match result {
+        // Somebody else, who looked for leftovers too, was faster.
+        Err(_) if !Path::new("/run/netns").join(name).exists() => Ok(()),
+        other => other.map(drop),
     }
-    shell::try_run(Command::new("ip").args(["netns", "delete", name]), "").map(drop)
 }
 
 fn message(cause: &(dyn std::any::Any + Send)) -> String {
