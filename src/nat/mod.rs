@@ -17,9 +17,9 @@ pub mod binding;
 pub mod check;
 pub mod credentials;
 pub mod framing;
+pub mod nat_type;
 pub mod path;
 pub mod path_selection;
-pub mod nat_type;
 pub mod stun;
 mod transaction;
 

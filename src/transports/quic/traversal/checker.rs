@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rand::RngCore;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -168,7 +167,7 @@ impl Checker {
         let mut id = [0; 12];
         id[..4].copy_from_slice(&self.consumer.to_be_bytes());
         id[4..8].copy_from_slice(&check.number.to_be_bytes());
-        self.traversal.random().fill_bytes(&mut id[8..]);
+        id[8..].copy_from_slice(&self.traversal.random::<4>());
         let id = TransactionId::from_random(id);
         if let Some(request) = check::request(self.session, &self.key, id, check.selected, check.padded_to) {
             self.traversal.send_check(check.path, &request);

@@ -44,7 +44,7 @@ pub(super) async fn run(
     mut stun: mpsc::Receiver<StunInput>,
     mut heard: mpsc::Receiver<(RelayAddress, RelayFrame)>,
 ) {
-    let binding = BindingMachine::new(BindingOptions::new(), traversal.random_bytes());
+    let binding = BindingMachine::new(BindingOptions::new(), traversal.random());
     let introductions = (Instant::now(), INTRODUCTIONS_PER_SECOND);
     let interfaces = traversal.options.network.interface_addresses();
     let mut hub = Hub { traversal, binding, servers: BTreeSet::new(), interfaces, introductions };

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rand::RngCore;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -78,7 +77,7 @@ impl Meeting {
         if state.wait_for(|state| matches!(state, RelayState::Up(_))).await.is_err() {
             return;
         }
-        let (number, secret) = (traversal.random().next_u64(), SessionSecret(traversal.random_bytes()));
+        let (number, secret) = (u64::from_be_bytes(traversal.random()), SessionSecret(traversal.random()));
         let Some(mut checker) = Checker::start(traversal, number, Side::Dialler, &secret.0, PathSelection::new())
         else {
             return;

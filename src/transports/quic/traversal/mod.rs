@@ -146,7 +146,7 @@ impl Traversal {
         if relays.len() >= RELAYS_PER_NODE {
             return false;
         }
-        let mut jitter = ChaCha20Rng::from_seed(self.random_bytes());
+        let mut jitter = ChaCha20Rng::from_seed(self.random());
         let client = RelayClient::start(
             self.options.network.clone(),
             self.tls.clone(),
@@ -190,7 +190,7 @@ impl Traversal {
     }
 
     fn register(&self, session: Session, key: IntegrityKey, input: mpsc::Sender<CheckInput>) -> Option<u32> {
-        let consumer = self.random().next_u32();
+        let consumer = u32::from_be_bytes(self.random());
         let mut sessions = lock(&self.sessions);
         if sessions.len() >= TRAVERSAL_SESSIONS || sessions.contains_key(&session) {
             return None;
@@ -222,7 +222,7 @@ impl Traversal {
 
     /// Seals a signal and gives it to a relay; false when its session is not up.
     fn signal(&self, relay: &RelayAddress, to: PeerId, signal: &Signal) -> bool {
-        let Ok(sealed) = seal::seal(&self.identity, &to, &signal.encode(), self.random_bytes()) else { return false };
+        let Ok(sealed) = seal::seal(&self.identity, &to, &signal.encode(), self.random()) else { return false };
         self.say(relay, NodeFrame::Signal { to, sealed: Bytes::from(sealed) })
     }
 
@@ -246,13 +246,9 @@ impl Traversal {
         }
     }
 
-    fn random(&self) -> MutexGuard<'_, ChaCha20Rng> {
-        lock(&self.random)
-    }
-
-    fn random_bytes(&self) -> [u8; 32] {
-        let mut bytes = [0; 32];
-        self.random().fill_bytes(&mut bytes);
+    fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        lock(&self.random).fill_bytes(&mut bytes);
         bytes
     }
 
