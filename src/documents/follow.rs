@@ -54,6 +54,7 @@ pub(super) async fn follow_documents(link: Arc<Link>) -> Result<(), SessionError
             let followed = add_document(&link, token, document);
             sessions.spawn(follow_document(Arc::clone(&link), followed).instrument(span));
         }
+        link.listed.send_replace(true);
         if !unshare.is_empty() {
             link.say(ControlFrame::Unshare(unshare)).await;
         }
@@ -108,7 +109,14 @@ async fn follow_document(link: Arc<Link>, mut followed: Followed) -> Result<(), 
         dialled: link.role == Role::Dialler,
     };
     let (mut asleep_at, mut failures, mut first) = (None, 0, true);
-    while let Some(stream) = next_stream(&link, &mut followed, asleep_at, (key.token, first)).await? {
+    // A peer that is known to share the document is not asked first: that saves a round trip.
+    let mut guess = link.role == Role::Dialler && document.knows(&link.peer);
+    loop {
+        let stream = match guess {
+            true => Some(open_document_stream(&link, &mut followed, key.token).await?),
+            false => next_stream(&link, &mut followed, asleep_at, (key.token, first)).await?,
+        };
+        let Some(stream) = stream else { return Ok(()) };
         first = false;
         let started = Instant::now();
         let context = Arc::clone(&link.registry.context);
@@ -128,6 +136,7 @@ async fn follow_document(link: Arc<Link>, mut followed: Followed) -> Result<(), 
                 failures = 0;
                 Some(position)
             }
+            Some(Err(_)) if std::mem::take(&mut guess) && *followed.shared.borrow() == 0 => None,
             Some(unsettled) => {
                 note_end(&link, &document, unsettled)?;
                 tokio::time::sleep(SESSION_RETRY * 2u32.pow(failures)).await;
@@ -135,8 +144,14 @@ async fn follow_document(link: Arc<Link>, mut followed: Followed) -> Result<(), 
                 None
             }
         };
+        guess = false;
     }
-    Ok(())
+}
+
+async fn open_document_stream(link: &Link, followed: &mut Followed, token: Token) -> Result<BiStream, SessionError> {
+    // The stream answers the peer's first `Share`, also one that is still on its way.
+    followed.answered = (*followed.shared.borrow()).max(1);
+    open(&*link.connection, StreamOpen::Document(token), Priority::High).await
 }
 
 /// A session failed, or the peer ended it although something was left to say.
@@ -151,8 +166,11 @@ fn note_end(
 }
 
 async fn until_unshared(shared: &mut watch::Receiver<u64>) {
-    // An error means that the document was closed here, which ends the session just as well.
-    let _ = shared.wait_for(|count| *count == 0).await;
+    // A session may begin ahead of the peer's `Share`. An error means that the document was closed here, which ends the session
+    // just as well.
+    if shared.wait_for(|count| *count > 0).await.is_ok() {
+        let _ = shared.wait_for(|count| *count == 0).await;
+    }
 }
 
 /// The stream for the next session: opened by the dialler as soon as the peer shares the document, awaited by the acceptor.
@@ -177,9 +195,7 @@ async fn next_stream(
         }
         match link.role {
             Role::Dialler if shared > 0 && (news || shared != followed.answered) => {
-                followed.answered = shared;
-                let stream = open(&*link.connection, StreamOpen::Document(token), Priority::High).await?;
-                return Ok(Some(stream));
+                return Ok(Some(open_document_stream(link, followed, token).await?));
             }
             Role::Acceptor if news && !asked => {
                 asked = true;

@@ -55,6 +55,8 @@ pub(super) struct Link {
     control: mpsc::Sender<ControlFrame>,
     /// Set whenever something comes from the peer.
     pub heard: Arc<AtomicBool>,
+    /// Whether the documents that are open here can be found: streams may come before.
+    pub listed: watch::Sender<bool>,
     state: Mutex<LinkState>,
 }
 
@@ -84,7 +86,8 @@ impl Link {
         let role = if info.dialled { Role::Dialler } else { Role::Acceptor };
         let state = Mutex::default();
         let (peer, closer) = (info.peer_id, Arc::clone(&connection));
-        let link = Arc::new(Self { registry, connection, peer, role, exporter, control, heard: Arc::default(), state });
+        let (heard, listed) = (Arc::default(), watch::Sender::new(false));
+        let link = Arc::new(Self { registry, connection, peer, role, exporter, control, heard, listed, state });
         let span = tracing::debug_span!("peer", id = %peer.short());
         let reason = match link.drive(frames).instrument(span).await {
             Ok(()) => CloseReason::Done,
@@ -279,6 +282,8 @@ async fn accept_streams(link: Arc<Link>) -> Result<(), SessionError> {
 
 async fn route(link: &Link, mut send: Box<dyn SendHalf>, mut receive: Box<dyn RecvHalf>) -> Result<(), SessionError> {
     let opened = read_open(&mut receive).await;
+    // An error means that the link is over, and the streams with it.
+    let _ = link.listed.subscribe().wait_for(|listed| *listed).await;
     let refuse = |send: &mut Box<dyn SendHalf>, receive: &mut Box<dyn RecvHalf>, reason| {
         send.reset(reason);
         receive.stop(reason);

@@ -183,33 +183,33 @@ async fn handshake(
     let connecting = endpoint
         .connect_with(transport.client_config(epoch), virtual_address, &tls::server_name(&peer))
         .map_err(|error| TransportError::Lost(error.to_string()))?;
-    let (quinn, asked) = match connecting.into_0rtt() {
+    let (quinn, _said) = match connecting.into_0rtt() {
         Ok((quinn, complete)) => {
             // An error here comes from the handshake, which is looked at next.
-            let early = hello::ask(&quinn, &transport.options.hello, idle).await;
+            let early = hello::say(&quinn, &transport.options.hello, idle).await;
             let accepted = complete.await;
             if let Some(error) = quinn.close_reason() {
                 return Err(connection_error(&error, idle));
             }
             match early {
-                Ok(asked) if accepted => {
+                Ok(said) if accepted => {
                     transport.counters.early_hellos.add();
-                    (quinn, asked)
+                    (quinn, said)
                 }
                 _ => {
                     transport.counters.early_rejected.add();
-                    let asked = hello::ask(&quinn, &transport.options.hello, idle).await?;
-                    (quinn, asked)
+                    let said = hello::say(&quinn, &transport.options.hello, idle).await?;
+                    (quinn, said)
                 }
             }
         }
         Err(connecting) => {
             let quinn = connecting.await.map_err(|error| connection_error(&error, idle))?;
-            let asked = hello::ask(&quinn, &transport.options.hello, idle).await?;
-            (quinn, asked)
+            let said = hello::say(&quinn, &transport.options.hello, idle).await?;
+            (quinn, said)
         }
     };
-    let hello = hello::answered(asked, idle).await?;
+    let hello = hello::hear(&quinn, idle).await?;
     // The verifier has seen to it; a resumed session remembers whom it was made with.
     if authenticated_peer(&quinn) == Some(peer) { Ok((quinn, hello)) } else { Err(TransportError::WrongPeer) }
 }

@@ -60,13 +60,13 @@ async fn accept(
     let Ok((quinn, complete)) = connecting.into_0rtt() else {
         return Err(TransportError::Lost("not an incoming connection".into()));
     };
-    // Answers a hello that came early at once. Nothing else happens before the handshake is complete.
+    // Only hellos are exchanged before the handshake is complete.
     let complete = async {
         complete.await;
         Ok(())
     };
-    let answer = hello::answer(&quinn, &transport.options.hello, idle);
-    let ((), hello) = tokio::try_join!(biased; complete, answer)?;
+    let (say, hear) = (hello::say(&quinn, &transport.options.hello, idle), hello::hear(&quinn, idle));
+    let ((), _said, hello) = tokio::try_join!(biased; complete, say, hear)?;
     if let Some(error) = quinn.close_reason() {
         return Err(connection_error(&error, idle));
     }

@@ -93,8 +93,8 @@ async fn raw_dial(bob: &QuicTransport) -> (quinn::Endpoint, quinn::Connection) {
 /// The same after the hello, to break the protocol on the answering side too.
 async fn raw_rogue(bob: &QuicTransport) -> (quinn::Endpoint, quinn::Connection) {
     let (endpoint, connection) = raw_dial(bob).await;
-    let asked = hello::ask(&connection, b"", PATIENCE).await.unwrap();
-    hello::answered(asked, PATIENCE).await.unwrap();
+    let _said = hello::say(&connection, b"", PATIENCE).await.unwrap();
+    hello::hear(&connection, PATIENCE).await.unwrap();
     (endpoint, connection)
 }
 
