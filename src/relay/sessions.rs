@@ -89,6 +89,8 @@ pub(super) struct Rendezvous {
     flows: Flows,
     bytes: Bucket,
     outputs: VecDeque<Output>,
+    /// No ping is due before.
+    next_ping: Option<Instant>,
 }
 
 impl Rendezvous {
@@ -103,6 +105,7 @@ impl Rendezvous {
             next_session: 0,
             flows: Flows::new(policy),
             outputs: VecDeque::new(),
+            next_ping: None,
         }
     }
 
@@ -229,9 +232,12 @@ impl Rendezvous {
 
     /// Pings who is due, gives up who is silent, ends what nobody uses.
     pub(super) fn on_timeout(&mut self, now: Instant) {
-        let due = |(id, session): (&SessionId, &Session)| (session.next_ping <= now).then_some(*id);
-        for id in self.sessions.iter().filter_map(due).collect::<Vec<_>>() {
-            self.ping(id, now);
+        if self.next_ping.is_some_and(|next| next <= now) {
+            let due = |(id, session): (&SessionId, &Session)| (session.next_ping <= now).then_some(*id);
+            for id in self.sessions.iter().filter_map(due).collect::<Vec<_>>() {
+                self.ping(id, now);
+            }
+            self.next_ping = self.sessions.values().map(|session| session.next_ping).min();
         }
         for (session, flow) in self.flows.on_timeout(now) {
             self.tell(session, RelayFrame::FlowClosed { flow });
@@ -240,7 +246,7 @@ impl Rendezvous {
 
     /// When to call [`on_timeout`](Self::on_timeout), and why.
     pub(super) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let ping = self.sessions.values().map(|session| session.next_ping).min().map(|at| (at, "ping"));
+        let ping = self.next_ping.map(|at| (at, "ping"));
         let silent = self.flows.poll_timeout().map(|at| (at, "silent flow"));
         ping.into_iter().chain(silent).min()
     }
@@ -315,6 +321,7 @@ impl Rendezvous {
         let nonce = self.rng.random();
         session.ping = Some((nonce, now));
         session.next_ping = now + HEARTBEAT_INTERVAL;
+        self.next_ping = self.next_ping.or(Some(session.next_ping));
         self.tell(id, RelayFrame::Ping { nonce });
     }
 
