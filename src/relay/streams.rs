@@ -205,15 +205,10 @@ async fn read_turn<S: AsyncRead>(shared: &Arc<Shared>, client: Client, mut read:
     }
 }
 
+/// Each frame goes out in a TLS record of its own: coturn's client takes the first frame of a record for all of it.
 async fn write_turn<S: AsyncWrite>(mut write: WriteHalf<S>, mut frames: mpsc::Receiver<Bytes>) {
-    let mut out = Vec::new();
     while let Some(frame) = frames.recv().await {
-        out.clear();
-        out.extend_from_slice(&frame);
-        while let Ok(frame) = frames.try_recv() {
-            out.extend_from_slice(&frame);
-        }
-        if !write_all(&mut write, &out).await {
+        if !write_all(&mut write, &frame).await {
             return;
         }
     }
