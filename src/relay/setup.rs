@@ -66,7 +66,7 @@ fn share(
 ) -> Arc<Shared> {
     let mut rng = match options.seed {
         Some(seed) => ChaCha20Rng::from_seed(seed),
-        None => ChaCha20Rng::from_rng(&mut rand::rng()),
+        None => ChaCha20Rng::from_os_rng(),
     };
     let mut child = || ChaCha20Rng::from_seed(rng.random());
     let (machine_rng, sessions_rng, turn_rng) = (child(), child(), child());
@@ -95,7 +95,6 @@ fn share(
     }
     let origins = sockets.iter().map(|socket| socket.local_address());
     let origins = origins.map(|address| told_addresses(address, &options.public_ips)[0]).collect();
-    // Behind one NAT address the second address cannot be told apart, and setup refuses that.
     let machine = Rendezvous::new(options.limits.clone(), options.policy, machine_rng, now());
     Arc::new(Shared {
         network,

@@ -153,7 +153,7 @@ impl TurnServer {
                 let Some(&id) = self.clients.get(&client) else { return Action::Drop("no allocation") };
                 let permitted = self.allocations.get(&id).is_some_and(|of| of.permits(peer.ip(), times.now));
                 match permitted {
-                    true => self.to_peer(id, peer, &frame[range], times.now, out),
+                    true => self.relay(id, peer, &frame[range], times.now, out),
                     false => Action::Drop("no permission"),
                 }
             }
@@ -220,12 +220,12 @@ impl TurnServer {
         let Some(&id) = self.clients.get(&client) else { return Action::Drop("no allocation") };
         let peer = self.allocations.get(&id).and_then(|allocation| allocation.peer_of(channel, now));
         match peer {
-            Some(peer) => self.to_peer(id, peer, &frame[range], now, out),
+            Some(peer) => self.relay(id, peer, &frame[range], now, out),
             None => Action::Drop("no channel"),
         }
     }
 
-    fn to_peer<'a>(
+    fn relay<'a>(
         &mut self,
         id: AllocationId,
         peer: SocketAddr,

@@ -52,9 +52,8 @@ impl TurnServer {
         ports: &mut dyn Ports,
         out: &mut Vec<u8>,
     ) -> Action<'a> {
-        let message = match request.decode() {
-            Ok(message) => message,
-            Err(_) => return answer(Err(Response::error(request, ErrorCode::BadRequest)), None, out),
+        let Ok(message) = request.decode() else {
+            return answer(Err(Response::error(request, ErrorCode::BadRequest)), None, out);
         };
         let user = match self.authenticate(client, request, &message, times) {
             Ok(user) => user,
