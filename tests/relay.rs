@@ -35,11 +35,13 @@ struct RelayProcess {
 
 impl RelayProcess {
     fn start() -> Self {
+        Self::start_with("datagrams = '127.0.0.1:0'\nturn.tcp = '127.0.0.1:0'\npeers.allow = ['127.0.0.0/8']\n")
+    }
+
+    fn start_with(text: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("relay.toml");
-        let text = "listen = '127.0.0.1:0'\ndatagrams = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n\
-                    turn.tcp = '127.0.0.1:0'\npeers.allow = ['127.0.0.0/8']\n";
-        std::fs::write(&config, text).unwrap();
+        std::fs::write(&config, format!("listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n{text}")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_panda"));
         command.args(["relay", "--json", "--config"]).arg(config).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -121,23 +123,43 @@ async fn two_nodes_meet_through_a_relay_process_which_says_when_it_goes() {
     assert!(soon("the process", ended).await.unwrap().success());
 }
 
+/// Runs a command; what it printed, or nothing when it is not installed.
+async fn printed(mut command: Command) -> Option<String> {
+    let name = command.get_program().to_owned();
+    let output = tokio::task::spawn_blocking(move || command.output());
+    match soon("a command", output).await.unwrap() {
+        Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Err(_) => {
+            println!("skipped: {} is not installed", name.display());
+            None
+        }
+    }
+}
+
+/// A port that is free for UDP and TCP, as far as anybody can know.
+fn free_port() -> u16 {
+    loop {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = udp.local_addr().unwrap();
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address.port();
+        }
+    }
+}
+
 /// Runs coturn's client from one relayed address to another; what it printed, or nothing when it is not installed. It sends
 /// indications (`-s`): the channels that it would take are those of RFC 5766, most of which RFC 8656 forbids.
 async fn uclient(transport: TurnTransport, arguments: &'static [&'static str]) -> Option<String> {
-    let relay = RelayProcess::start();
+    uclient_with(&RelayProcess::start(), transport, arguments).await
+}
+
+async fn uclient_with(relay: &RelayProcess, transport: TurnTransport, arguments: &[&str]) -> Option<String> {
     let node = Node::connect(&relay.address, 1).await.unwrap();
     let server = node.welcome.turn.iter().find(|server| server.transport == transport).unwrap().clone();
     let mut command = Command::new("turnutils_uclient");
     command.args(["-u", &server.username, "-w", &server.password, "-p", &server.server.port().to_string()]);
     command.args(["-n", "20", "-m", "2", "-l", "500", "-c"]).args(arguments).arg(server.server.host());
-    let output = tokio::task::spawn_blocking(move || command.output());
-    match soon("turnutils_uclient", output).await.unwrap() {
-        Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Err(_) => {
-            println!("skipped: turnutils_uclient is not installed");
-            None
-        }
-    }
+    printed(command).await
 }
 
 /// Whether nothing was lost of what it sent: its messages go out and come back.
@@ -162,6 +184,61 @@ async fn turn_by_tls_works_with_coturns_client() {
         .await
         .iter()
         .for_each(|printed| assert_all_came_back(printed));
+}
+
+/// coturn itself; killed when the test ends.
+struct Coturn(Child);
+
+impl Coturn {
+    fn start(port: u16, secret: &str) -> Option<Self> {
+        let arguments = "-n --no-cli --listening-ip=127.0.0.1 --relay-ip=127.0.0.1 --use-auth-secret --realm=test.local \
+                         --allow-loopback-peers --no-tls --no-dtls --log-file=stdout --simple-log --pidfile=";
+        let mut command = Command::new("turnserver");
+        command.args(arguments.split_whitespace()).arg(format!("--listening-port={port}"));
+        command.arg(format!("--static-auth-secret={secret}")).stdout(Stdio::piped()).stderr(Stdio::null());
+        let Ok(mut child) = command.spawn() else {
+            println!("skipped: turnserver is not installed");
+            return None;
+        };
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        assert!({ lines }.any(|line| line.contains("Total General servers")), "coturn does not start");
+        Some(Self(child))
+    }
+}
+
+impl Drop for Coturn {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn credentials_of_the_relay_are_taken_by_a_coturn_with_the_same_secret() {
+    let port = free_port();
+    let Some(_coturn) = Coturn::start(port, "north") else { return };
+    let relay = RelayProcess::start_with(&format!(
+        "datagrams = '127.0.0.1:0'\nturn.mode = 'external'\nturn.secret = 'north'\n\
+         turn.servers = ['turn:127.0.0.1:{port}?transport=udp']\n"
+    ));
+    uclient_with(&relay, TurnTransport::Udp, &["-y"]).await.iter().for_each(|printed| assert_all_came_back(printed));
+}
+
+/// Linux takes all of 127.0.0.0/8 for itself without being told.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn coturns_client_learns_from_the_relay_that_there_is_no_nat() {
+    let (first, second) = (free_port(), free_port());
+    let _relay = RelayProcess::start_with(&format!(
+        "datagrams = '127.0.0.1:{first}'\nalternate = {{ ip = '127.0.0.2', port = {second} }}\n"
+    ));
+    let mut command = Command::new("turnutils_natdiscovery");
+    command.args(["-m", "-f", "-L", "127.0.0.1", "-p", &first.to_string(), "127.0.0.1"]);
+    let Some(printed) = printed(command).await else { return };
+    for found in ["Endpoint Independent Mapping", "Endpoint Independent Filtering"] {
+        assert!(printed.contains(found), "{found} is not in {printed}");
+    }
+    assert!(!printed.contains("Not received"), "{printed}");
 }
 
 #[tokio::test]

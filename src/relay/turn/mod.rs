@@ -199,9 +199,10 @@ impl TurnServer {
             return;
         }
         let over = self.allocations.iter().filter(|(_, allocation)| allocation.until <= now);
-        for id in over.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.free(id);
-        }
+        let mut over = over.map(|(id, _)| *id).collect::<Vec<_>>();
+        // In an order that does not change from run to run.
+        over.sort_unstable();
+        over.into_iter().for_each(|id| self.free(id));
         self.next_check = self.allocations.values().map(|allocation| allocation.until).min();
     }
 

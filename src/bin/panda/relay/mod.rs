@@ -90,6 +90,9 @@ pub async fn run(args: RelayArgs) -> Result<(), CliError> {
         println!("{}", serde_json::to_string(&started).map_err(|error| CliError::Environment(error.to_string()))?);
     } else {
         println!("{address}");
+        if relay.address().server.ip().is_some_and(|ip| ip.is_unspecified()) {
+            eprintln!("Nobody can reach this address: say with --public-address what users reach the relay by.");
+        }
         eprintln!(
             "Relay on {} (TLS) and {} (UDP). Give users the address above. Ctrl-C stops it.",
             bound.tls, bound.datagrams
