@@ -34,6 +34,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 pub struct Node {
     pub identity: Identity,
     pub welcome: Welcome,
+    network: Arc<dyn HostNetwork>,
     stream: TlsStream<TokioStream>,
     decoder: FrameDecoder,
     frames: VecDeque<RelayFrame>,
@@ -42,16 +43,21 @@ pub struct Node {
 impl Node {
     /// Dials a relay, insists on its key, and is welcomed.
     pub async fn connect(relay: &RelayAddress, seed: u8) -> std::io::Result<Self> {
+        Self::connect_from(Arc::new(OsNetwork), relay, seed).await
+    }
+
+    /// The same from any machine.
+    pub async fn connect_from(network: Arc<dyn HostNetwork>, relay: &RelayAddress, seed: u8) -> std::io::Result<Self> {
         let identity = Identity::from_seed(&[seed; 32]);
         let mut tls = TlsIdentity::new(&identity).unwrap().client().unwrap();
         tls.alpn_protocols = vec![ALPN.to_vec()];
-        let address = OsNetwork.resolve(relay.server.host(), relay.server.port()).await?[0];
-        let stream = TokioStream(OsNetwork.connect_tcp(address).await?);
+        let address = network.resolve(relay.server.host(), relay.server.port()).await?[0];
+        let stream = TokioStream(network.connect_tcp(address).await?);
         let name = server_name(&relay.key.unwrap()).try_into().unwrap();
         let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await?;
         let (decoder, frames) = (FrameDecoder::new(), VecDeque::new());
         let nothing = Welcome { observed: address, datagrams: vec![], turn: vec![], stun: vec![] };
-        let mut node = Self { identity, welcome: nothing, stream, decoder, frames };
+        let mut node = Self { identity, welcome: nothing, network, stream, decoder, frames };
         match node.next_frame().await? {
             RelayFrame::Welcome(welcome) => node.welcome = *welcome,
             other => panic!("{other:?} instead of a welcome"),
@@ -115,7 +121,8 @@ impl FlowEnd {
         let frame = node.hear().await.unwrap();
         let RelayFrame::Flow { peer: told, flow } = frame else { panic!("{frame:?} instead of a flow") };
         assert_eq!(told, peer);
-        let socket = OsNetwork.bind_udp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        let socket = node.network.bind_udp(any).unwrap();
         Self { socket, relay: node.welcome.datagrams[0], flow }
     }
 
