@@ -241,6 +241,17 @@ async fn coturns_client_learns_from_the_relay_that_there_is_no_nat() {
     assert!(!printed.contains("Not received"), "{printed}");
 }
 
+#[test]
+fn a_wrong_configuration_is_told_in_one_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("relay.toml");
+    std::fs::write(&config, "lisen = '127.0.0.1:0'\n").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_panda")).args(["relay", "--config"]).arg(&config).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && told.lines().count() == 1, "{told}");
+    assert!(told.contains("relay.toml") && told.contains("lisen"), "{told}");
+}
+
 #[tokio::test]
 async fn another_relay_than_the_dialled_one_is_refused() {
     let relay = relay(RelayLimits::new());
@@ -279,6 +290,36 @@ async fn a_flood_of_signals_is_refused_beyond_its_quota() {
     // Whoever did not flood is served.
     bob.say(NodeFrame::Ping { nonce: 1 }).await;
     while bob.hear().await.unwrap() != (RelayFrame::Pong { nonce: 1 }) {}
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_read_loses_its_session_and_holds_nobody_up() {
+    let all = Rate { per_second: 1_000_000, burst: 1_000_000 };
+    let relay = relay(RelayLimits::new().with_requests_per_client(all));
+    let mut alice = Node::connect(relay.address(), 1).await.unwrap();
+    let deaf = Node::connect(relay.address(), 2).await.unwrap();
+    let signal = || NodeFrame::Signal { to: deaf.peer_id(), sealed: Bytes::from(vec![7; 4096]) };
+    soon("the queue is full", async {
+        while relay.snapshot().slow == 0 {
+            alice.say(signal()).await;
+        }
+    })
+    .await;
+    alice.say(NodeFrame::Forward { to: deaf.peer_id() }).await;
+    assert_eq!(alice.hear().await.unwrap(), RelayFrame::NotHere { to: deaf.peer_id() });
+    assert_eq!(relay.snapshot().sessions, 1);
+}
+
+#[tokio::test]
+async fn a_turn_stream_of_rubbish_is_closed() {
+    let options = RelayOptions::new(Identity::from_seed(&[9; 32])).with_turn_tcp("127.0.0.1:0".parse().unwrap());
+    let relay = Relay::start(Arc::new(OsNetwork), options).unwrap();
+    let mut stream = tokio::net::TcpStream::connect(relay.bound().turn_tcp.unwrap()).await.unwrap();
+    stream.write_all(b"\x80GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    // An end or a reset, but no answer.
+    let answer = soon("the end", stream.read(&mut [0; 10])).await;
+    assert!(matches!(answer, Ok(0) | Err(_)), "{answer:?}");
+    assert_eq!(relay.snapshot().misbehaved, 1);
 }
 
 #[tokio::test]
