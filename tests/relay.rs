@@ -311,6 +311,21 @@ async fn a_node_that_does_not_read_loses_its_session_and_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn a_node_that_asks_much_at_once_is_answered_as_often() {
+    let relay = relay(RelayLimits::new());
+    let mut alice = Node::connect(relay.address(), 1).await.unwrap();
+    let to = Identity::from_seed(&[3; 32]).peer_id();
+    let mut all = Vec::new();
+    (0..500).for_each(|_| NodeFrame::Forward { to }.encode(&mut all));
+    alice.say_bytes(&all).await.unwrap();
+    for _ in 0..500 {
+        let answer = alice.hear().await.unwrap();
+        assert!([RelayFrame::NotHere { to }, RelayFrame::Busy { to }].contains(&answer), "{answer:?}");
+    }
+    assert_eq!(relay.snapshot().sessions, 1);
+}
+
+#[tokio::test]
 async fn a_turn_stream_of_rubbish_is_closed() {
     let options = RelayOptions::new(Identity::from_seed(&[9; 32])).with_turn_tcp("127.0.0.1:0".parse().unwrap());
     let relay = Relay::start(Arc::new(OsNetwork), options).unwrap();
