@@ -12,7 +12,7 @@ use crate::nat::stun::{
 };
 use crate::relay::quota::Bucket;
 
-/// RFC 8656, section 18.7: the one transport that is relayed.
+/// RFC 8656, section 18.8: the one transport that is relayed.
 const UDP: u8 = 17;
 
 /// RFC 8656, section 18.7. The codec does not know it.
