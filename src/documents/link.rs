@@ -31,6 +31,8 @@ use crate::watch;
 
 /// Streams of one document that wait for its session. Full: the stream is refused, the peer tries again.
 pub(super) const STREAM_QUEUE: usize = 4;
+/// Streams that may come before the control stream.
+const EARLY_STREAMS: usize = MAX_OPEN_DOCUMENTS;
 /// Control frames that wait to be sent.
 const CONTROL_QUEUE: usize = 64;
 
@@ -109,13 +111,14 @@ impl Link {
         if PROTOCOL_VERSIONS.common(&hello).is_none() {
             return Err(SessionError::UnknownVersion { newest: hello.newest, oldest: hello.oldest });
         }
-        let (send, receive) = timeout(CONNECT_DEADLINE, self.control_stream())
+        let mut early = Vec::new();
+        let (send, receive) = timeout(CONNECT_DEADLINE, self.control_stream(&mut early))
             .await
             .map_err(|_| SessionError::Misbehaved("no control stream in time"))??;
         let mut tasks = JoinSet::new();
         tasks.spawn(control::run_writer(Arc::clone(self), send, frames));
         tasks.spawn(control::run_reader(Arc::clone(self), receive));
-        tasks.spawn(accept_streams(Arc::clone(self)));
+        tasks.spawn(accept_streams(Arc::clone(self), early));
         tasks.spawn(read_datagrams(Arc::clone(self)));
         tasks.spawn(follow::follow_documents(Arc::clone(self)));
         tasks.spawn(control::serve_requests(Arc::clone(self)));
@@ -126,19 +129,19 @@ impl Link {
         }
     }
 
-    async fn control_stream(&self) -> Result<BiStream, SessionError> {
-        match self.role {
-            Role::Dialler => Ok(open(&*self.connection, StreamOpen::Control, Priority::High).await?),
-            Role::Acceptor => {
-                let (send, mut receive) = self.connection.accept_bi().await?;
-                match read_open(&mut receive).await? {
-                    StreamOpen::Control => Ok((send, receive)),
-                    StreamOpen::Document(_) | StreamOpen::CatchUp(_) => {
-                        Err(SessionError::Misbehaved("the first stream is not the control stream"))
-                    }
-                }
+    /// Opens the control stream, or waits for it. Streams have no order between them: others that come first are kept.
+    async fn control_stream(&self, early: &mut Vec<(StreamOpen, BiStream)>) -> Result<BiStream, SessionError> {
+        if self.role == Role::Dialler {
+            return open(&*self.connection, StreamOpen::Control, Priority::High).await;
+        }
+        while early.len() < EARLY_STREAMS {
+            let (send, mut receive) = self.connection.accept_bi().await?;
+            match read_open(&mut receive).await? {
+                StreamOpen::Control => return Ok((send, receive)),
+                other => early.push((other, (send, receive))),
             }
         }
+        Err(SessionError::Misbehaved("the control stream is not among the first streams"))
     }
 
     /// Queues a control frame. The queue drains as fast as the peer reads; a link that is over takes none.
@@ -256,7 +259,10 @@ async fn read_open(receive: &mut Box<dyn RecvHalf>) -> Result<StreamOpen, Sessio
 }
 
 /// Takes the streams that the peer opens and hands them to their sessions.
-async fn accept_streams(link: Arc<Link>) -> Result<(), SessionError> {
+async fn accept_streams(link: Arc<Link>, early: Vec<(StreamOpen, BiStream)>) -> Result<(), SessionError> {
+    for (opened, (send, receive)) in early {
+        route(&link, Ok(opened), send, receive).await?;
+    }
     let mut opening = JoinSet::new();
     loop {
         tokio::select! {
@@ -268,20 +274,24 @@ async fn accept_streams(link: Arc<Link>) -> Result<(), SessionError> {
                 }
             },
             stream = link.connection.accept_bi(), if opening.len() < 2 * STREAM_QUEUE => {
-                let (send, receive) = stream?;
+                let (send, mut receive) = stream?;
                 let link = Arc::clone(&link);
                 opening.spawn(async move {
-                    timeout(CONNECT_DEADLINE, route(&link, send, receive))
-                        .await
-                        .unwrap_or(Err(SessionError::Misbehaved("a stream without a first frame in time")))
+                    let opened = timeout(CONNECT_DEADLINE, read_open(&mut receive)).await;
+                    let late = Err(SessionError::Misbehaved("a stream without a first frame in time"));
+                    route(&link, opened.unwrap_or(late), send, receive).await
                 });
             }
         }
     }
 }
 
-async fn route(link: &Link, mut send: Box<dyn SendHalf>, mut receive: Box<dyn RecvHalf>) -> Result<(), SessionError> {
-    let opened = read_open(&mut receive).await;
+async fn route(
+    link: &Link,
+    opened: Result<StreamOpen, SessionError>,
+    mut send: Box<dyn SendHalf>,
+    mut receive: Box<dyn RecvHalf>,
+) -> Result<(), SessionError> {
     // An error means that the link is over, and the streams with it.
     let _ = link.listed.subscribe().wait_for(|listed| *listed).await;
     let refuse = |send: &mut Box<dyn SendHalf>, receive: &mut Box<dyn RecvHalf>, reason| {

@@ -173,9 +173,14 @@ impl Hostile {
 
     async fn accept(&self) -> Line {
         let connection = timeout(PATIENCE, self.transport.accept()).await.unwrap().unwrap();
-        let (send, receive) = connection.accept_bi().await.unwrap();
-        let mut control = Stream { send, receive, decoder: FrameDecoder::new() };
-        assert_eq!(StreamOpen::decode(&control.frame().await.unwrap()), Ok(StreamOpen::Control));
+        // Streams have no order between them; a document's that comes first is dropped, which asks for another one.
+        let control = loop {
+            let (send, receive) = connection.accept_bi().await.unwrap();
+            let mut stream = Stream { send, receive, decoder: FrameDecoder::new() };
+            if StreamOpen::decode(&stream.frame().await.unwrap()) == Ok(StreamOpen::Control) {
+                break stream;
+            }
+        };
         let mut line = Line::new(self, connection, control, Role::Acceptor);
         line.tell(&ControlFrame::Share(vec![line.ours])).await;
         line

@@ -22,7 +22,7 @@ use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::seal;
 use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
 use crate::rendezvous::wire::RelayFrame;
-use crate::transports::quic::paths::{StunInput, canonical};
+use crate::transports::quic::paths::{Paths, StunInput, canonical, host_addresses};
 use crate::transports::relay_client::RelayState;
 
 /// How often the interfaces and the relays' states are looked at.
@@ -234,15 +234,13 @@ impl Hub {
 
     /// Works out where this node may be reached.
     fn tell_candidates(&self) {
-        let local = self.traversal.paths.local_address();
-        let hosts: Vec<_> = super::super::paths::host_addresses(local, &self.interfaces);
+        let mut candidates = host_candidates(&self.traversal.paths, &self.interfaces);
+        let hosts: Vec<_> = candidates.iter().map(|candidate| candidate.address).collect();
         let mapped: BTreeSet<_> = self.binding.mappings().map(|(_, address)| canonical(address)).collect();
         let public =
             hosts.iter().any(|host| mapped.contains(host) || !is_private(host.ip()) && self.servers.is_empty());
         self.traversal.public.store(public, Ordering::Relaxed);
-        let host = |address: &SocketAddr| Candidate { kind: CandidateKind::Host, address: *address };
         let reflexive = |address: &SocketAddr| Candidate { kind: CandidateKind::ServerReflexive, address: *address };
-        let mut candidates: Vec<_> = hosts.iter().map(host).collect();
         candidates.extend(mapped.iter().filter(|address| !hosts.contains(address)).map(reflexive));
         if self.traversal.options.relay_only {
             candidates.clear();
@@ -254,4 +252,10 @@ impl Hub {
             changed
         });
     }
+}
+
+/// The addresses of this machine.
+pub(super) fn host_candidates(paths: &Paths, interfaces: &[IpAddr]) -> Vec<Candidate> {
+    let hosts = host_addresses(paths.local_address(), interfaces);
+    hosts.into_iter().map(|address| Candidate { kind: CandidateKind::Host, address }).collect()
 }

@@ -97,6 +97,9 @@ impl Traversal {
     ) -> Arc<Self> {
         let (heard, to_hear) = mpsc::channel(crate::limits::RELAY_CLIENT_QUEUE);
         let relays = options.relays.clone();
+        let interfaces = options.network.interface_addresses();
+        let mut hosts = hub::host_candidates(&paths, &interfaces);
+        hosts.retain(|_| !options.relay_only);
         let traversal = Arc::new(Self {
             options,
             identity,
@@ -109,7 +112,7 @@ impl Traversal {
             meetings: Mutex::default(),
             flows: Mutex::default(),
             flows_changed: watch::Sender::new(0),
-            candidates: watch::Sender::new(Vec::new()),
+            candidates: watch::Sender::new(hosts),
             public: AtomicBool::new(false),
             network_changed: Notify::new(),
             budget: Mutex::new((Instant::now(), CHECKS_PER_SECOND)),
