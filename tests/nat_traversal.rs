@@ -17,7 +17,7 @@ fn seed() -> u64 {
 
 /// Connects two nodes and returns by which path they speak once they had time to look for the best.
 async fn settled_path(sim: Sim, left: Place, right: Place) -> PathKind {
-    let world = World::new(&sim, Duration::from_millis(50)).await;
+    let world = World::new(&sim, Duration::from_millis(50));
     let alice = world.node(left, "alice").await;
     let bob = world.node(right, "bob").await;
     tokio::time::sleep(Duration::from_secs(5)).await;

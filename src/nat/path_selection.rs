@@ -101,6 +101,11 @@ impl PathSelection {
         self
     }
 
+    /// Whether the path in use may be dead.
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubt_since.is_some()
+    }
+
     /// The path in use.
     pub fn selected(&self) -> Option<(Path, PathKind)> {
         let path = self.selected?;
@@ -215,14 +220,11 @@ impl PathSelection {
         }
     }
 
-    /// What the connection itself sees of the path in use: when it last sent something and when something last came. After an
-    /// unanswered packet the path is in doubt.
-    pub fn on_traffic(&mut self, now: Instant, sent: Option<Instant>, received: Option<Instant>) {
+    /// What the connection itself sees of the path in use: since when it has sent without anything coming back. Longer than a
+    /// round trip or two, and the path is in doubt.
+    pub fn on_traffic(&mut self, now: Instant, unanswered_since: Option<Instant>) {
         let Some(round_trip) = self.selected.and_then(|path| self.round_trip(&path)) else { return };
-        let Some(sent) = sent else { return };
-        if received.is_some_and(|received| received >= sent) {
-            return;
-        }
+        let Some(sent) = unanswered_since else { return };
         // The first packet after the last that came: QUIC acknowledges within 25 ms.
         let patience = (round_trip * 2).clamp(ANSWER_WAIT.0, ANSWER_WAIT.1);
         if now.saturating_duration_since(sent) >= patience {

@@ -38,11 +38,10 @@ impl Place {
     ];
 }
 
-/// The internet with a relay.
+/// The internet with relays.
 pub struct World {
     pub network: SimNetwork,
-    pub relay_host: SimHost,
-    pub relay: Relay,
+    pub relays: Vec<(SimHost, Relay)>,
     sim: Sim,
 }
 
@@ -58,30 +57,26 @@ fn ip(octets: [u8; 4]) -> IpAddr {
 }
 
 impl World {
-    /// `one_way` is the time between any two public addresses.
-    pub async fn new(sim: &Sim, one_way: Duration) -> Self {
-        let link = LinkOptions::new().with_latency(one_way);
+    /// With one relay. `one_way` is the time between any two public addresses.
+    pub fn new(sim: &Sim, one_way: Duration) -> Self {
+        Self::with_relays(sim, LinkOptions::new().with_latency(one_way), 1)
+    }
+
+    /// `link` is between any two public addresses.
+    pub fn with_relays(sim: &Sim, link: LinkOptions, relays: u8) -> Self {
         let network = SimNetwork::new(sim.options().with_default_link(link));
-        let relay_ip = ip([203, 0, 113, 1]);
-        let relay_host = network.host(relay_ip);
-        network.name("relay.example.org", relay_ip);
-        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let clock = network.clone();
-        let options = RelayOptions::new(Identity::from_seed(&sim.derive_seed("relay")))
-            .with_listen(any(443))
-            .with_datagrams(any(3478))
-            .with_public_address(HostPort::new("relay.example.org", 443).unwrap())
-            .with_public_ips([relay_ip])
-            .with_relay_ips([relay_ip])
-            .with_clock(Clock::new(move || clock.now().as_micros() as u64))
-            .with_seed(sim.derive_seed("relay's numbers"));
-        let relay = Relay::start(Arc::new(relay_host.clone()), options).unwrap();
-        Self { network, relay_host, relay, sim: sim.clone() }
+        let relays = (1..=relays).map(|number| start_relay(sim, &network, number)).collect();
+        Self { network, relays, sim: sim.clone() }
     }
 
     /// A host at a place of its own, whose name decides its addresses.
     pub fn host(&self, place: Place, name: &str) -> SimHost {
         let site = self.sim.derive_seed(name)[0] / 2 + 1;
+        self.host_at(place, site)
+    }
+
+    /// A host at a place with this number, 1 to 254.
+    pub fn host_at(&self, place: Place, site: u8) -> SimHost {
         let (public, home) = (ip([198, 51, 100, site]), ip([192, 168, 1, 2]));
         let nat = |options: NatOptions| self.network.nat(public, options).unwrap().host(home);
         match place {
@@ -112,11 +107,29 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let options = PandaNetworkOptions::new(directory.path())
             .with_durability(Durability::Process)
-            .with_relays([self.relay.address().to_string()])
+            .with_relays(self.relays.iter().map(|(_, relay)| relay.address().to_string()))
             .with_simulation(&host, 4000, self.sim.derive_seed(name));
         let network = PandaNetwork::start(options).await.unwrap();
         Node { network, host, _directory: directory }
     }
+}
+
+fn start_relay(sim: &Sim, network: &SimNetwork, number: u8) -> (SimHost, Relay) {
+    let (name, address) = (format!("relay-{number}.example.org"), ip([203, 0, 113, number]));
+    let host = network.host(address);
+    network.name(&name, address);
+    let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let clock = network.clone();
+    let options = RelayOptions::new(Identity::from_seed(&sim.derive_seed(&name)))
+        .with_listen(any(443))
+        .with_datagrams(any(3478))
+        .with_public_address(HostPort::new(&name, 443).unwrap())
+        .with_public_ips([address])
+        .with_relay_ips([address])
+        .with_clock(Clock::new(move || clock.now().as_micros() as u64))
+        .with_seed(sim.derive_seed(&format!("numbers of {name}")));
+    let relay = Relay::start(Arc::new(host.clone()), options).unwrap();
+    (host, relay)
 }
 
 /// The first operations that an editor of the document sees.

@@ -98,7 +98,7 @@ impl World {
         {
             self.last_received = Some(now);
         }
-        self.selection.on_traffic(now, self.last_sent, self.last_received);
+        self.selection.on_traffic(now, self.last_sent.filter(|sent| self.last_received < Some(*sent)));
     }
 
     fn selected(&self) -> Path {

@@ -134,6 +134,21 @@ impl Paths {
         self.routes().select(virtual_address, path);
     }
 
+    /// Whether the path in use may be dead: what goes out is kept then.
+    pub(super) fn set_in_doubt(&self, virtual_address: &SocketAddr, in_doubt: bool) {
+        self.routes().set_in_doubt(virtual_address, in_doubt);
+    }
+
+    /// Sends what nobody may have heard once more, now that there is a path.
+    pub(super) fn send_unheard(&self, virtual_address: &SocketAddr) {
+        let (Some(path), unheard) = (self.path(virtual_address), self.routes().unheard(virtual_address)) else {
+            return;
+        };
+        for datagram in unheard {
+            self.send(path, &datagram);
+        }
+    }
+
     /// What was seen of a route's traffic; `watcher` is told of the next datagram. `None` when the route is gone.
     pub(super) fn watch(&self, virtual_address: &SocketAddr, watcher: Option<Arc<Notify>>) -> Option<Seen> {
         self.routes().watch(virtual_address, watcher)
@@ -202,7 +217,8 @@ impl Paths {
     /// was needed elsewhere.
     pub(super) fn resolve(&self, transmit: &Transmit<'_>) -> Vec<Path> {
         let mut routes = self.routes();
-        routes.on_send(&transmit.destination, || Instant::now().into_std());
+        let last = segments(transmit).next_back().unwrap_or_default();
+        routes.on_send(&transmit.destination, last, || Instant::now().into_std());
         match routes.route(&transmit.destination) {
             None => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);

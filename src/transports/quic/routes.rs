@@ -37,8 +37,6 @@ pub(super) enum Route {
         candidates: Vec<Path>,
         /// The connection ids we sent as ours; an answer repeats one of them.
         ids: VecDeque<Vec<u8>>,
-        /// What was sent last, for candidates that become known later.
-        flight: VecDeque<Vec<u8>>,
     },
     /// The one path that is in use.
     Settled(Path),
@@ -53,6 +51,10 @@ struct Slot {
     used: bool,
     /// Paths besides the one in use whose datagrams are this peer's: proved by authenticated checks.
     attached: Vec<Path>,
+    /// What was sent last, newest first: kept while nobody is known to receive it.
+    flight: VecDeque<Vec<u8>>,
+    /// The path in use may be dead.
+    in_doubt: bool,
     traffic: Traffic,
 }
 
@@ -128,8 +130,7 @@ impl RouteTable {
         }
         // Also without any: relays may bring some.
         if !free.is_empty() || candidates.is_empty() {
-            let (ids, flight) = Default::default();
-            dialled.extend(self.insert(Route::Probing { candidates: free, ids, flight }));
+            dialled.extend(self.insert(Route::Probing { candidates: free, ids: VecDeque::new() }));
         }
         dialled.retain(|virtual_address| self.pin(virtual_address));
         dialled
@@ -149,13 +150,9 @@ impl RouteTable {
         }
     }
 
-    /// Notes what goes out on a probing route: our connection id, and the datagram for later candidates.
+    /// Notes our connection id of a packet that goes out on a probing route.
     pub(super) fn on_probe(&mut self, virtual_address: &SocketAddr, packet: &[u8]) {
-        let Some(Slot { route: Route::Probing { ids, flight, .. }, .. }) = self.slots.get_mut(virtual_address) else {
-            return;
-        };
-        flight.truncate(FLIGHT_DATAGRAMS - 1);
-        flight.push_front(packet.to_vec());
+        let Some(Slot { route: Route::Probing { ids, .. }, .. }) = self.slots.get_mut(virtual_address) else { return };
         let Some((_, source)) = connection_ids(packet) else { return };
         if !ids.iter().any(|id| id == source) {
             ids.truncate(PROBE_IDS - 1);
@@ -169,16 +166,27 @@ impl RouteTable {
         if !self.claim(virtual_address, path) {
             return Vec::new();
         }
-        match self.slots.get_mut(virtual_address).map(|slot| &mut slot.route) {
-            Some(Route::Probing { candidates, flight, .. }) if candidates.len() < PATHS_PER_PEER => {
-                if !candidates.contains(&path) {
-                    candidates.push(path);
-                    return flight.iter().rev().cloned().collect();
-                }
-                Vec::new()
+        let Some(slot) = self.slots.get_mut(virtual_address) else { return Vec::new() };
+        match &mut slot.route {
+            Route::Probing { candidates, .. } if candidates.len() < PATHS_PER_PEER && !candidates.contains(&path) => {
+                candidates.push(path);
+                slot.flight.iter().rev().cloned().collect()
             }
-            Some(Route::Probing { .. } | Route::Settled(_)) | None => Vec::new(),
+            Route::Probing { .. } | Route::Settled(_) => Vec::new(),
         }
+    }
+
+    /// Whether the path in use may be dead. While it may, what goes out last is kept until a check on it is answered.
+    pub(super) fn set_in_doubt(&mut self, virtual_address: &SocketAddr, in_doubt: bool) {
+        if let Some(slot) = self.slots.get_mut(virtual_address) {
+            slot.in_doubt = in_doubt;
+        }
+    }
+
+    /// What went out last while nobody was known to receive it, oldest first, to be sent once more: QUIC itself would wait
+    /// for its next probe, longer and longer during an outage.
+    pub(super) fn unheard(&self, virtual_address: &SocketAddr) -> Vec<Vec<u8>> {
+        self.slots.get(virtual_address).map(|slot| slot.flight.iter().rev().cloned().collect()).unwrap_or_default()
     }
 
     /// An authenticated check came by this path: what comes by it is this peer's from now on. A path that another connection
@@ -224,16 +232,21 @@ impl RouteTable {
         Some(Seen { unanswered_since: traffic.unanswered_since, send_failed })
     }
 
-    /// An answer to a check says as much as a datagram of the connection.
+    /// An answer to a check on the path in use says as much as a datagram of the connection.
     pub(super) fn on_answer(&mut self, virtual_address: &SocketAddr) {
         if let Some(slot) = self.slots.get_mut(virtual_address) {
             slot.traffic.unanswered_since = None;
+            slot.flight.clear();
         }
     }
 
-    /// A datagram goes out on a route.
-    pub(super) fn on_send(&mut self, virtual_address: &SocketAddr, now: impl FnOnce() -> Instant) {
+    /// Datagrams go out on a route, `last` as the last of them.
+    pub(super) fn on_send(&mut self, virtual_address: &SocketAddr, last: &[u8], now: impl FnOnce() -> Instant) {
         let Some(slot) = self.slots.get_mut(virtual_address) else { return };
+        if slot.in_doubt || matches!(slot.route, Route::Probing { .. }) {
+            slot.flight.truncate(FLIGHT_DATAGRAMS - 1);
+            slot.flight.push_front(last.to_vec());
+        }
         if slot.traffic.unanswered_since.is_none() {
             slot.traffic.unanswered_since = Some(now());
             slot.traffic.watcher.take().inspect(|watcher| watcher.notify_one());
@@ -264,6 +277,7 @@ impl RouteTable {
             if answered {
                 let losers = std::mem::take(candidates);
                 slot.route = Route::Settled(path);
+                slot.flight.clear();
                 for loser in losers.iter().filter(|loser| **loser != path) {
                     self.by_path.remove(loser);
                 }
@@ -305,7 +319,15 @@ impl RouteTable {
                 self.by_path.insert(*path, virtual_address);
             }
         }
-        let slot = Slot { route, pins: 0, used: true, attached: Vec::new(), traffic: Traffic::default() };
+        let slot = Slot {
+            route,
+            pins: 0,
+            used: true,
+            attached: Vec::new(),
+            flight: VecDeque::new(),
+            in_doubt: false,
+            traffic: Traffic::default(),
+        };
         self.slots.insert(virtual_address, slot);
         self.order.push_back(virtual_address);
         Some(virtual_address)

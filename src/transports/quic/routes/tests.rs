@@ -97,6 +97,7 @@ fn a_candidate_that_becomes_known_later_gets_what_was_sent_so_far_and_may_answer
     let mut table = table(8);
     let dialled = table.dial(&[])[0];
     table.on_probe(&dialled, &long_header(b"theirs", b"ours"));
+    table.on_send(&dialled, &long_header(b"theirs", b"ours"), Instant::now);
     assert_eq!(table.add_candidate(&dialled, real(1)), [long_header(b"theirs", b"ours")]);
     assert_eq!(table.add_candidate(&dialled, real(1)), Vec::<Vec<u8>>::new());
     assert_eq!(table.on_receive(real(1), &long_header(b"ours", b"new")), Some(dialled));
@@ -140,12 +141,29 @@ fn a_datagram_without_an_answer_is_noticed_and_its_watcher_told_once() {
     let connected = table.on_receive(real(1), b"").unwrap();
     let (notify, now) = (Arc::new(Notify::new()), Instant::now());
     table.watch(&connected, Some(notify.clone()));
-    table.on_send(&connected, || now);
-    table.on_send(&connected, || unreachable!("the first one counts"));
+    table.on_send(&connected, b"", || now);
+    table.on_send(&connected, b"", || unreachable!("the first one counts"));
     assert_eq!(table.watch(&connected, None).unwrap().unanswered_since, Some(now));
     table.on_receive(real(1), b"");
     assert_eq!(table.watch(&connected, None).unwrap().unanswered_since, None);
     table.on_send_error(&real(1));
     assert!(table.watch(&connected, None).unwrap().send_failed);
     assert!(!table.watch(&connected, None).unwrap().send_failed);
+}
+
+#[test]
+fn what_went_out_last_while_a_path_was_in_doubt_is_kept_until_something_comes() {
+    let mut table = table(8);
+    let connected = table.on_receive(real(1), b"").unwrap();
+    table.on_send(&connected, b"before", Instant::now);
+    table.set_in_doubt(&connected, true);
+    for number in 0..20_u8 {
+        table.on_send(&connected, &[number], Instant::now);
+    }
+    table.set_in_doubt(&connected, false);
+    assert_eq!(table.unheard(&connected), [[16], [17], [18], [19]]);
+    table.on_receive(real(1), b"");
+    assert_eq!(table.unheard(&connected).len(), 4, "what comes does not say that ours was heard");
+    table.on_answer(&connected);
+    assert!(table.unheard(&connected).is_empty());
 }

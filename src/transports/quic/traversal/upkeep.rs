@@ -67,6 +67,7 @@ struct Upkeep {
     /// Lost and sent packets at the last look at the quality.
     counted: (u64, u64),
     asked_for_standby: Option<Instant>,
+    in_doubt: bool,
 }
 
 /// Runs until the connection is gone.
@@ -98,7 +99,8 @@ async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
     let Some((mut send, mut receive)) = stream else { return };
     let counted = (0, 0);
     let wake = Arc::new(Notify::new());
-    let mut upkeep = Upkeep { traversal, kept, virtual_address, checker, wake, counted, asked_for_standby: None };
+    let (asked_for_standby, in_doubt) = (None, false);
+    let mut upkeep = Upkeep { traversal, kept, virtual_address, checker, wake, counted, asked_for_standby, in_doubt };
     let ended = upkeep.run(&mut send, &mut receive).await;
     if ended.is_none() {
         // The peer said what cannot be understood; the connection goes on where it is.
@@ -172,11 +174,27 @@ impl Upkeep {
             self.traversal.paths.attach(&self.virtual_address, path);
         }
         if std::mem::take(&mut self.checker.answered) {
+            self.traversal.paths.send_unheard(&self.virtual_address);
             self.traversal.paths.on_answer(&self.virtual_address);
         }
+        let moved = self.on_event(event);
+        self.note_doubt();
+        moved
+    }
+
+    /// What is sent while nobody may hear it is kept, to be sent again as soon as somebody may.
+    fn note_doubt(&mut self) {
+        let in_doubt = self.checker.selection.is_in_doubt();
+        if std::mem::replace(&mut self.in_doubt, in_doubt) != in_doubt {
+            self.traversal.paths.set_in_doubt(&self.virtual_address, in_doubt);
+        }
+    }
+
+    fn on_event(&mut self, event: Option<PathEvent>) -> bool {
         match event {
             Some(PathEvent::Selected(path)) => {
                 self.traversal.paths.select(&self.virtual_address, path);
+                self.traversal.paths.send_unheard(&self.virtual_address);
                 self.kept.epoch.fetch_add(1, Ordering::Relaxed);
                 self.tell_kind();
                 tracing::debug!(peer = %self.kept.peer.short(), kind = %*self.kept.kind.borrow(), "moved to another path");
@@ -235,7 +253,8 @@ impl Upkeep {
         {
             self.checker.selection.on_send_error(std_now, path);
         }
-        self.checker.selection.on_traffic(std_now, seen.unanswered_since, None);
+        self.checker.selection.on_traffic(std_now, seen.unanswered_since);
+        self.note_doubt();
         Some(seen.unanswered_since.is_some())
     }
 
