@@ -291,9 +291,6 @@ pub const TURN_MAX_TRANSACTIONS: usize = 16;
 /// Check inputs that wait for one session. More: as if they had been lost.
 pub const CHECKS_WAITING: usize = 64;
 
-/// Checks that one node sends per second, to all peers together. More: as if they had been lost.
-pub const CHECKS_PER_SECOND: u32 = 1000;
-
 /// Sessions of checks at once: one per connection, and one per meeting under way. More: no checks for further ones.
 pub const TRAVERSAL_SESSIONS: usize = 2 * MAX_CONNECTIONS;
 
@@ -302,3 +299,18 @@ pub const RELAYS_PER_NODE: usize = 8;
 
 /// Signals from relays that a node opens per second. More: dropped, and sent again by those who mean it.
 pub const INTRODUCTIONS_PER_SECOND: u32 = 64;
+
+/// Packets that one node sends per second to addresses that nobody answered from. More: not sent, and counted.
+pub const UNPROVEN_PER_SECOND: u32 = 1000;
+
+/// The second of that bound.
+pub const UNPROVEN_SECOND: Duration = Duration::from_secs(1);
+
+/// Packets to one IP address that nobody answered from, per while. A peer that is away is dialled about 120 times. More: as above.
+pub const UNPROVEN_PER_ADDRESS: u32 = 200;
+
+/// The while of that bound.
+pub const UNPROVEN_PER_ADDRESS_WHILE: Duration = Duration::from_secs(600);
+
+/// IP addresses whose packets are counted at once. More: nothing is sent to further ones.
+pub const UNPROVEN_ADDRESSES: usize = 4096;

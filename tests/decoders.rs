@@ -181,7 +181,7 @@ fn signals() -> Vec<Vec<u8>> {
             proofs: vec![[2; 16]; 2],
             created_us: 1 << 50,
         },
-        Signal::Answer { session: 1, secret: SessionSecret([1; 32]), candidates: Vec::new() },
+        Signal::Answer { session: 1, candidates: Vec::new() },
         Signal::Candidates { session: 1, candidates },
         Signal::Refused { session: 1 },
     ];

@@ -41,6 +41,8 @@ pub struct Check {
     pub padded_to: u16,
     /// Whether this path is the one in use at this end.
     pub selected: bool,
+    /// Whether the peer ever answered on it.
+    pub proven: bool,
 }
 
 /// What changed.
@@ -275,7 +277,8 @@ impl PathSelection {
         candidate.sent.truncate(CHECKS_PER_ROUND - 1);
         candidate.sent.push_front(Sent { number, at: now, padded_to });
         candidate.waiting = true;
-        Some(Check { path, number, padded_to, selected })
+        let proven = !matches!(candidate.state, State::Unanswered { .. });
+        Some(Check { path, number, padded_to, selected, proven })
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout) or [`poll_check`](Self::poll_check), and why.

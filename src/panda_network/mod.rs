@@ -38,7 +38,7 @@ use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{DocumentRecord, Store, StoreError};
 use crate::sync::hello::PROTOCOL_VERSIONS;
 use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, Transport, TransportStats};
-use crate::transports::quic::QuicTransport;
+use crate::transports::quic::{QuicTransport, SocketStats};
 use crate::transports::relay_client::RelayState;
 use crate::watch;
 
@@ -277,6 +277,11 @@ impl PandaNetwork {
     /// The connections there are.
     pub fn connections(&self) -> Vec<(ConnectionInfo, ConnectionStats)> {
         self.node.connections.list()
+    }
+
+    /// Counters of the socket below all connections.
+    pub fn socket_stats(&self) -> SocketStats {
+        self.node.quic.quic_stats().socket
     }
 
     /// Counters of the transport.

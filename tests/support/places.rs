@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use panda_network::clock::Clock;
@@ -43,6 +44,7 @@ pub struct World {
     pub network: SimNetwork,
     pub relays: Vec<(SimHost, Relay)>,
     sim: Sim,
+    sites: AtomicU8,
 }
 
 /// A node that runs.
@@ -66,17 +68,12 @@ impl World {
     pub fn with_relays(sim: &Sim, link: LinkOptions, relays: u8) -> Self {
         let network = SimNetwork::new(sim.options().with_default_link(link));
         let relays = (1..=relays).map(|number| start_relay(sim, &network, number)).collect();
-        Self { network, relays, sim: sim.clone() }
+        Self { network, relays, sim: sim.clone(), sites: AtomicU8::new(0) }
     }
 
-    /// A host at a place of its own, whose name decides its addresses.
-    pub fn host(&self, place: Place, name: &str) -> SimHost {
-        let site = self.sim.derive_seed(name)[0] / 2 + 1;
-        self.host_at(place, site)
-    }
-
-    /// A host at a place with this number, 1 to 254.
-    pub fn host_at(&self, place: Place, site: u8) -> SimHost {
+    /// A host at a place of its own.
+    pub fn host(&self, place: Place) -> SimHost {
+        let site = self.sites.fetch_add(1, Ordering::Relaxed) + 1;
         let (public, home) = (ip([198, 51, 100, site]), ip([192, 168, 1, 2]));
         let nat = |options: NatOptions| self.network.nat(public, options).unwrap().host(home);
         match place {
@@ -99,7 +96,7 @@ impl World {
 
     /// A node at a place of its own that knows the relay.
     pub async fn node(&self, place: Place, name: &str) -> Node {
-        self.node_on(self.host(place, name), name).await
+        self.node_on(self.host(place), name).await
     }
 
     /// A node on this host.

@@ -164,7 +164,10 @@ async fn attempt(
 ) -> Result<Established, (TransportError, RouteGuard)> {
     let epoch = Arc::default();
     match handshake(transport, peer, route.address(), &epoch).await {
-        Ok((quinn, hello)) => Ok(Established { quinn, peer, hello, dialled: true, route, epoch, relays }),
+        Ok((quinn, hello)) => {
+            transport.paths.path(&route.address()).inspect(|path| transport.paths.prove(path));
+            Ok(Established { quinn, peer, hello, dialled: true, route, epoch, relays })
+        }
         Err(error) => Err((error, route)),
     }
 }

@@ -29,6 +29,7 @@ mod streams;
 mod transport;
 mod traversal;
 mod udp;
+mod unproven;
 mod wire;
 
 pub use options::QuicTransportOptions;

@@ -32,6 +32,8 @@ pub struct SocketStats {
     pub receive_errors: u64,
     /// Datagrams (or batches) that were dropped: from new addresses while every route is in use, or to a forgotten one.
     pub dropped: u64,
+    /// Packets that were not sent because too many went unanswered.
+    pub withheld: u64,
 }
 
 /// The socket that quinn gets.

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::demux::{Protocol, protocol, retain_segments};
 use super::path_socket::{SocketStats, send_to};
 use super::routes::{Route, RouteTable, Seen};
+use super::unproven::Unproven;
 use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, SOCKET_INJECTED, SOCKET_ROUTES, SOCKET_STUN_WAITING};
 use crate::nat::path::{Path, Via};
 use crate::rendezvous::forward::{FORWARD_HEADER_BYTES, parse_forward, put_forward};
@@ -52,6 +53,8 @@ pub(super) struct Paths {
     stun: mpsc::Sender<StunInput>,
     stun_taken: Mutex<Option<mpsc::Receiver<StunInput>>>,
     injected: Mutex<Injected>,
+    unproven: Mutex<Unproven>,
+    withheld: AtomicU64,
     send_errors: AtomicU64,
     pub(super) receive_errors: AtomicU64,
     dropped: AtomicU64,
@@ -77,6 +80,8 @@ impl Paths {
             stun,
             stun_taken: Mutex::new(Some(stun_taken)),
             injected: Mutex::default(),
+            unproven: Mutex::new(Unproven::new(Instant::now().into_std())),
+            withheld: AtomicU64::new(0),
             send_errors: AtomicU64::new(0),
             receive_errors: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -106,7 +111,9 @@ impl Paths {
     pub(super) fn add_candidate(&self, virtual_address: &SocketAddr, path: Path) {
         let flight = self.routes().add_candidate(virtual_address, path);
         for datagram in flight {
-            self.send(path, &datagram);
+            if self.may_send(&path) {
+                self.send(path, &datagram);
+            }
         }
     }
 
@@ -210,6 +217,7 @@ impl Paths {
             send_errors: self.send_errors.load(Ordering::Relaxed),
             receive_errors: self.receive_errors.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
+            withheld: self.withheld.load(Ordering::Relaxed),
         }
     }
 
@@ -226,10 +234,32 @@ impl Paths {
             }
             Some(Route::Settled(path)) => vec![*path],
             Some(Route::Probing { candidates, .. }) => {
-                let candidates = candidates.clone();
+                let mut candidates = candidates.clone();
                 routes.on_probe(&transmit.destination, transmit.contents);
+                drop(routes);
+                candidates.retain(|path| self.may_send(path));
                 candidates
             }
+        }
+    }
+
+    /// Whether one more packet may go by a path that nobody answered on yet. Relays may always be asked.
+    pub(super) fn may_send(&self, path: &Path) -> bool {
+        if path.via != Via::Socket {
+            return true;
+        }
+        let mut unproven = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = unproven.take(path.remote.ip(), Instant::now().into_std());
+        if !may {
+            self.withheld.fetch_add(1, Ordering::Relaxed);
+        }
+        may
+    }
+
+    /// The peer proved that it is there.
+    pub(super) fn prove(&self, path: &Path) {
+        if path.via == Via::Socket {
+            self.unproven.lock().unwrap_or_else(PoisonError::into_inner).prove(path.remote.ip());
         }
     }
 

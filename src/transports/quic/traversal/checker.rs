@@ -156,6 +156,7 @@ impl Checker {
                     return;
                 };
                 if check::read_answer(&scanned, &self.key).is_some() {
+                    self.traversal.paths.prove(&path);
                     self.answered |= self.selection.selected().is_some_and(|(selected, _)| selected == path);
                     self.selection.on_answer(now, path, number);
                 }
@@ -169,8 +170,10 @@ impl Checker {
         id[4..8].copy_from_slice(&check.number.to_be_bytes());
         id[8..].copy_from_slice(&self.traversal.random::<4>());
         let id = TransactionId::from_random(id);
-        if let Some(request) = check::request(self.session, &self.key, id, check.selected, check.padded_to) {
-            self.traversal.send_check(check.path, &request);
+        // Withheld is as good as lost.
+        if check.proven || self.traversal.paths.may_send(&check.path) {
+            let request = check::request(self.session, &self.key, id, check.selected, check.padded_to);
+            request.inspect(|request| self.traversal.paths.send(check.path, request));
         }
     }
 

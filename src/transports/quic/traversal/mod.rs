@@ -21,12 +21,11 @@ use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use super::paths::Paths;
 use crate::identity::Identity;
 use crate::ids::PeerId;
-use crate::limits::{CHECKS_PER_SECOND, RELAYS_PER_NODE, TRAVERSAL_SESSIONS};
+use crate::limits::{RELAYS_PER_NODE, TRAVERSAL_SESSIONS};
 use crate::nat::check::Session;
 use crate::nat::path::{Path, Via};
 use crate::nat::stun::IntegrityKey;
@@ -81,8 +80,6 @@ pub(super) struct Traversal {
     candidates: watch::Sender<Vec<Candidate>>,
     public: AtomicBool,
     network_changed: Notify,
-    /// Checks that may still be sent in this second, and when it began.
-    budget: Mutex<(Instant, u32)>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -115,7 +112,6 @@ impl Traversal {
             candidates: watch::Sender::new(hosts),
             public: AtomicBool::new(false),
             network_changed: Notify::new(),
-            budget: Mutex::new((Instant::now(), CHECKS_PER_SECOND)),
             tasks: Mutex::default(),
             paths,
         });
@@ -206,20 +202,6 @@ impl Traversal {
         let mut sessions = lock(&self.sessions);
         if sessions.get(&session).is_some_and(|registered| registered.consumer == consumer) {
             sessions.remove(&session);
-        }
-    }
-
-    /// Sends a check, unless this second's are used up: then it counts as lost.
-    fn send_check(&self, path: Path, request: &[u8]) {
-        let mut budget = lock(&self.budget);
-        if budget.0.elapsed().as_secs() >= 1 {
-            *budget = (Instant::now(), CHECKS_PER_SECOND);
-        }
-        let allowed = budget.1 > 0;
-        budget.1 = budget.1.saturating_sub(1);
-        drop(budget);
-        if allowed {
-            self.paths.send(path, request);
         }
     }
 
