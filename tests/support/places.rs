@@ -57,25 +57,31 @@ fn ip(octets: [u8; 4]) -> IpAddr {
     octets.into()
 }
 
+/// A relay of this name, which tells everybody its address.
+pub fn start_relay(sim: &Sim, network: &SimNetwork, name: &str, relay_ip: IpAddr) -> (SimHost, Relay) {
+    let host = network.host(relay_ip);
+    network.name(name, relay_ip);
+    let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let clock = network.clone();
+    let seed = |what: &str| sim.derive_seed(&format!("{name}{what}"));
+    let options = RelayOptions::new(Identity::from_seed(&seed("")))
+        .with_listen(any(443))
+        .with_datagrams(any(3478))
+        .with_public_address(HostPort::new(name, 443).unwrap())
+        .with_public_ips([relay_ip])
+        .with_relay_ips([relay_ip])
+        .with_clock(Clock::new(move || clock.now().as_micros() as u64))
+        .with_seed(seed("'s numbers"));
+    let relay = Relay::start(Arc::new(host.clone()), options).unwrap();
+    (host, relay)
+}
+
 impl World {
     /// `one_way` is the time between any two public addresses.
     pub async fn new(sim: &Sim, one_way: Duration) -> Self {
         let link = LinkOptions::new().with_latency(one_way);
         let network = SimNetwork::new(sim.options().with_default_link(link));
-        let relay_ip = ip([203, 0, 113, 1]);
-        let relay_host = network.host(relay_ip);
-        network.name("relay.example.org", relay_ip);
-        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let clock = network.clone();
-        let options = RelayOptions::new(Identity::from_seed(&sim.derive_seed("relay")))
-            .with_listen(any(443))
-            .with_datagrams(any(3478))
-            .with_public_address(HostPort::new("relay.example.org", 443).unwrap())
-            .with_public_ips([relay_ip])
-            .with_relay_ips([relay_ip])
-            .with_clock(Clock::new(move || clock.now().as_micros() as u64))
-            .with_seed(sim.derive_seed("relay's numbers"));
-        let relay = Relay::start(Arc::new(relay_host.clone()), options).unwrap();
+        let (relay_host, relay) = start_relay(sim, &network, "relay.example.org", ip([203, 0, 113, 1]));
         Self { network, relay_host, relay, sim: sim.clone() }
     }
 
@@ -109,10 +115,15 @@ impl World {
 
     /// A node on this host.
     pub async fn node_on(&self, host: SimHost, name: &str) -> Node {
+        self.node_with(host, name, &[&self.relay]).await
+    }
+
+    /// A node on this host that knows these relays.
+    pub async fn node_with(&self, host: SimHost, name: &str, relays: &[&Relay]) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let options = PandaNetworkOptions::new(directory.path())
             .with_durability(Durability::Process)
-            .with_relays([self.relay.address().to_string()])
+            .with_relays(relays.iter().map(|relay| relay.address().to_string()))
             .with_simulation(&host, 4000, self.sim.derive_seed(name));
         let network = PandaNetwork::start(options).await.unwrap();
         Node { network, host, _directory: directory }

@@ -161,6 +161,7 @@ impl Checker {
             && let Some(lease) = self.traversal.turns.lease(allocation, path.remote)
         {
             self.leases.insert(path, (lease, true));
+            self.relayed.push(path);
             // It may be known as something else, or not yet.
             self.selection.add(Instant::now().into_std(), path, self.kind(path));
         }
