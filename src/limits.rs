@@ -288,6 +288,12 @@ pub const TURN_MAX_PEERS: usize = 64;
 /// Requests to one TURN server under way at once. More: they wait for an answer to one of these.
 pub const TURN_MAX_TRANSACTIONS: usize = 16;
 
+/// TURN allocations of one node, for all its peers together. More are not made.
+pub const TURN_ALLOCATIONS: usize = 2;
+
+/// Payloads that wait on a node for the stream to a TURN server. More: dropped, as a network would.
+pub const TURN_SEND_QUEUE: usize = 256;
+
 /// Check inputs that wait for one session. More: as if they had been lost.
 pub const CHECKS_WAITING: usize = 64;
 

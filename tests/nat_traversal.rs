@@ -45,9 +45,9 @@ fn expected(left: Place, right: Place) -> fn(PathKind) -> bool {
     let symmetric = |place| matches!(place, Symmetric | SymmetricPreserving);
     let opens_to_anybody_it_knows = |place| matches!(place, Public | FullCone | AddressRestricted);
     match (left, right) {
-        (UdpBlocked, _) | (_, UdpBlocked) => {
-            |path| matches!(path, PathKind::TurnTls | PathKind::TurnTcp | PathKind::TurnUdp)
-        }
+        (_, UdpBlocked) => |path| path == PathKind::TurnTls,
+        // Seen from the other end: plain datagrams to a relayed address.
+        (UdpBlocked, _) => |path| path == PathKind::TurnUdp,
         (Public, _) | (_, Public) => |path| path == PathKind::Direct,
         _ if !symmetric(left) && !symmetric(right) => |path| path == PathKind::Punched,
         _ if symmetric(left) && opens_to_anybody_it_knows(right) => |path| path == PathKind::Punched,

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::Node;
 use crate::address::TransportKind;
 use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, TICKET_MAX_RELAYS};
+use crate::rendezvous::signal::CandidateKind;
 use crate::transports::quic::QuicTransport;
 use crate::transports::relay_client::RelayState;
 
@@ -20,7 +21,9 @@ const SLEPT: Duration = Duration::from_secs(15);
 /// Addresses to dial, and relays to ask at, with the keys that those showed.
 pub(super) fn reachable(quic: &QuicTransport) -> (Vec<(TransportKind, SocketAddr)>, Vec<String>) {
     let candidates = quic.candidates().borrow().clone();
-    let addresses = candidates.into_iter().map(|candidate| (TransportKind::Quic, candidate.address));
+    // A relayed address lets in only whom a relay introduced.
+    let told = candidates.into_iter().filter(|candidate| candidate.kind != CandidateKind::Relayed);
+    let addresses = told.map(|candidate| (TransportKind::Quic, candidate.address));
     let relays = quic.relays().into_iter().map(|(mut relay, state)| {
         if let RelayState::Up(info) = state {
             relay.key = Some(info.key);

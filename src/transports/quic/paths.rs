@@ -36,8 +36,24 @@ pub(super) trait TurnLink: Send + Sync + std::fmt::Debug {
     fn server(&self) -> Option<SocketAddr>;
     /// Frames a datagram to a peer into `out` and returns where to send that, or sends it itself.
     fn frame(&self, peer: SocketAddr, payload: &[u8], out: &mut Vec<u8>) -> Option<SocketAddr>;
-    /// A datagram from the server: what it carries and from which peer, if it carries something.
-    fn unframe<'a>(&self, datagram: &'a [u8]) -> Option<(SocketAddr, &'a [u8])>;
+    /// Takes what came from the server.
+    fn receive<'a>(&self, frame: &'a [u8]) -> Received<'a>;
+}
+
+/// What came from a TURN server.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received<'a> {
+    /// A payload of a peer.
+    Payload {
+        /// Who sent it.
+        peer: SocketAddr,
+        /// What.
+        payload: &'a [u8],
+    },
+    /// It was for the allocation itself.
+    Taken,
+    /// Nothing that the allocation asked for: the server may be a STUN server and a relay as well.
+    Other,
 }
 
 /// What the transport knows of its paths; outlives the socket, which quinn alone owns.
@@ -339,29 +355,34 @@ impl Paths {
         if let Some((allocation, link)) = link.map(|(allocation, link)| (*allocation, link.clone())) {
             drop(turn);
             return retain_segments(batch, stride, |datagram| {
-                if let Some((peer, payload)) = link.unframe(datagram) {
-                    self.inject(Path { via: Via::Turn { allocation }, remote: canonical(peer) }, payload);
-                } else if protocol(datagram) == Protocol::Stun {
-                    self.on_stun(Path::direct(source), datagram);
+                match link.receive(datagram) {
+                    Received::Payload { peer, payload } => {
+                        self.inject(Path { via: Via::Turn { allocation }, remote: canonical(peer) }, payload);
+                    }
+                    Received::Taken => {}
+                    // A TURN server has no business to speak QUIC from this address.
+                    Received::Other => _ = self.is_quic(source, datagram),
                 }
                 false
             });
         }
         drop(turn);
-        retain_segments(batch, stride, |datagram| match protocol(datagram) {
-            Protocol::Quic => true,
-            Protocol::Stun => {
-                self.on_stun(Path::direct(source), datagram);
-                false
-            }
+        retain_segments(batch, stride, |datagram| self.is_quic(source, datagram))
+    }
+
+    /// Whether a datagram is quinn's; others are handed on to whom they are for.
+    fn is_quic(&self, source: SocketAddr, datagram: &[u8]) -> bool {
+        match protocol(datagram) {
+            Protocol::Quic => return true,
+            Protocol::Stun => self.on_stun(Path::direct(source), datagram),
             Protocol::Forward { flow } => {
                 let from_relay = self.relays.read().unwrap_or_else(PoisonError::into_inner).contains(&source);
                 if let (true, Some((_, payload))) = (from_relay, parse_forward(datagram)) {
                     self.inject(Path { via: Via::Forward { flow }, remote: source }, payload);
                 }
-                false
             }
-        })
+        }
+        false
     }
 
     /// Fills buffers with what was injected; returns how many, or remembers whom to wake.

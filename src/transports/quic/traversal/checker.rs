@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::Traversal;
+use super::turn::Lease;
 use crate::limits::{CHECKS_WAITING, SIGNAL_CANDIDATES};
 use crate::nat::check::{self, Session, Side};
 use crate::nat::path::{Path, Via};
@@ -19,6 +20,7 @@ use crate::nat::path_selection::{Check, PathEvent, PathSelection};
 use crate::nat::stun::{IntegrityKey, Scanned, TransactionId};
 use crate::rendezvous::signal::{Candidate, CandidateKind};
 use crate::transport::PathKind;
+use crate::watch;
 
 /// What the socket brings for one session.
 #[derive(Debug)]
@@ -36,6 +38,17 @@ pub(super) struct Registered {
     pub(super) input: mpsc::Sender<CheckInput>,
     /// First four bytes of the transaction ids of its checks.
     pub(super) consumer: u32,
+    /// For the session of a connection: its path.
+    pub(super) in_use: Option<InUse>,
+}
+
+/// The path that a connection uses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InUse {
+    pub(super) path: Path,
+    pub(super) direct: bool,
+    /// Since when it has been direct, or not.
+    pub(super) since: Instant,
 }
 
 /// The checks of one session.
@@ -53,6 +66,11 @@ pub(super) struct Checker {
     /// Called for every path by which the peer's checks come.
     pub(super) asked: Vec<Path>,
     pub(super) answered: bool,
+    /// Relayed paths that are new, for a dial: the relay takes packets, whatever the peer does with them.
+    pub(super) relayed: Vec<Path>,
+    turns: watch::Receiver<u64>,
+    /// Paths through allocations of ours, and whether they are among those that are checked.
+    leases: BTreeMap<Path, (Lease, bool)>,
 }
 
 impl Drop for Checker {
@@ -75,7 +93,8 @@ impl Checker {
         let key = IntegrityKey::short_term(secret);
         let registered = IntegrityKey::short_term(secret);
         let consumer = traversal.register(session, registered, sender)?;
-        Some(Self {
+        let in_use = selection.selected();
+        let mut checker = Self {
             traversal: traversal.clone(),
             selection,
             session,
@@ -85,7 +104,12 @@ impl Checker {
             remote: BTreeMap::new(),
             asked: Vec::new(),
             answered: false,
-        })
+            relayed: Vec::new(),
+            turns: traversal.turns.subscribe(),
+            leases: BTreeMap::new(),
+        };
+        in_use.into_iter().for_each(|(path, _)| checker.keep_turn_path(path));
+        Some(checker)
     }
 
     /// The peer said where it may be reached.
@@ -100,11 +124,52 @@ impl Checker {
             if !self.traversal.options.relay_only || candidate.kind == CandidateKind::Relayed {
                 let path = Path::direct(remote);
                 self.selection.add(now, path, self.kind(path));
-            }
-            for (allocation, kind) in self.traversal.allocations_for(remote) {
-                self.selection.add(now, Path { via: Via::Turn { allocation }, remote }, kind);
+                if candidate.kind == CandidateKind::Relayed {
+                    self.relayed.push(path);
+                }
             }
         }
+        self.look_at_turns();
+    }
+
+    /// Every candidate of the peer through every allocation of ours: as soon as the server lets packets pass.
+    fn look_at_turns(&mut self) {
+        let (turns, now) = (&self.traversal.turns, Instant::now().into_std());
+        let selection = &mut self.selection;
+        self.leases.retain(|path, _| {
+            let kept = matches!(path.via, Via::Turn { allocation } if turns.has(allocation));
+            if !kept {
+                selection.remove(now, path);
+            }
+            kept
+        });
+        for lease in self.remote.keys().flat_map(|remote| turns.leases(*remote)) {
+            self.leases.entry(lease.path()).or_insert((lease, false));
+        }
+        for (path, (lease, checked)) in &mut self.leases {
+            if !*checked && lease.is_ready() {
+                *checked = selection.add(now, *path, lease.kind());
+                self.relayed.push(*path);
+            }
+        }
+    }
+
+    /// Makes sure that a path that is in use, or that the peer used, can be used by us.
+    fn keep_turn_path(&mut self, path: Path) {
+        let Via::Turn { allocation } = path.via else { return };
+        if !self.leases.contains_key(&path)
+            && let Some(lease) = self.traversal.turns.lease(allocation, path.remote)
+        {
+            self.leases.insert(path, (lease, true));
+            self.relayed.push(path);
+            // It may be known as something else, or not yet.
+            self.selection.add(Instant::now().into_std(), path, self.kind(path));
+        }
+    }
+
+    /// What the connection uses now.
+    pub(super) fn note_in_use(&self, path: Path, kind: PathKind) {
+        self.traversal.note_in_use(self.session, path, kind);
     }
 
     /// A path that relays offer.
@@ -113,7 +178,8 @@ impl Checker {
         self.selection.add(Instant::now().into_std(), path, kind);
     }
 
-    /// Runs until the selected path changes, or the peer used a path that was not known: see `asked`. Cancel-safe.
+    /// Runs until the selected path changes, the peer used a path that was not known (`asked`), or there are new relayed paths
+    /// (`relayed`). Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<PathEvent> {
         loop {
             let now = Instant::now().into_std();
@@ -126,7 +192,7 @@ impl Checker {
             if let Some(event) = self.selection.poll_event() {
                 return Some(event);
             }
-            if self.answered || !self.asked.is_empty() {
+            if self.answered || !self.asked.is_empty() || !self.relayed.is_empty() {
                 return None;
             }
             let timeout = self.selection.poll_timeout().map(|(at, _)| at.into());
@@ -134,6 +200,7 @@ impl Checker {
                 biased;
                 // The sender lives in the registry for as long as this does.
                 Some(input) = self.input.recv() => self.on_input(input),
+                Ok(()) = self.turns.changed() => self.look_at_turns(),
                 () = sleep_until(timeout.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))) => {}
             }
         }
@@ -143,6 +210,7 @@ impl Checker {
         let now = Instant::now().into_std();
         match input {
             CheckInput::Asked { path, in_use } => {
+                self.keep_turn_path(path);
                 let kind = self.kind(path);
                 self.selection.on_check(now, path, kind, in_use);
                 if !self.asked.contains(&path) {
@@ -181,7 +249,7 @@ impl Checker {
     pub(super) fn kind(&self, path: Path) -> PathKind {
         match path.via {
             Via::Forward { .. } => PathKind::Forwarded,
-            Via::Turn { allocation } => self.traversal.allocation_kind(allocation),
+            Via::Turn { allocation } => self.traversal.turns.kind(allocation),
             Via::Socket => match self.remote.get(&path.remote) {
                 Some(CandidateKind::Relayed) => PathKind::TurnUdp,
                 Some(CandidateKind::Mapped) => PathKind::Mapped,

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::checker::{CheckInput, is_private};
+use super::turn::{Manager, Seen};
 use super::{Traversal, Word, lock, meeting};
 use crate::ids::PeerId;
 use crate::limits::{INTRODUCTIONS_PER_SECOND, SIGNAL_CANDIDATES};
@@ -21,7 +22,7 @@ use crate::nat::stun::{Class, Scanned};
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::seal;
 use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
-use crate::rendezvous::wire::RelayFrame;
+use crate::rendezvous::wire::{RelayFrame, TurnServer};
 use crate::transports::quic::paths::{Paths, StunInput, canonical, host_addresses};
 use crate::transports::relay_client::RelayState;
 
@@ -34,6 +35,7 @@ struct Hub {
     /// UDP addresses of the relays whose sessions are up.
     servers: BTreeSet<SocketAddr>,
     interfaces: Vec<IpAddr>,
+    turn: Manager,
     /// Introductions that are still looked at in this second, and when it began.
     introductions: (Instant, u32),
 }
@@ -47,11 +49,15 @@ pub(super) async fn run(
     let binding = BindingMachine::new(BindingOptions::new(), traversal.random());
     let introductions = (Instant::now(), INTRODUCTIONS_PER_SECOND);
     let interfaces = traversal.options.network.interface_addresses();
-    let mut hub = Hub { traversal, binding, servers: BTreeSet::new(), interfaces, introductions };
+    let mut turns = traversal.turns.subscribe();
+    let turn = Manager::default();
+    let mut hub = Hub { traversal, binding, servers: BTreeSet::new(), interfaces, turn, introductions };
     let mut look_at = Instant::now();
     hub.tell_candidates();
     loop {
         let timeout = hub.binding.poll_timeout().map_or(look_at, |(at, _)| look_at.min(at.into()));
+        let turn_at = hub.turn.poll_timeout();
+        let timeout = turn_at.map_or(timeout, |at| timeout.min(at));
         tokio::select! {
             biased;
             input = stun.recv() => match input {
@@ -60,12 +66,19 @@ pub(super) async fn run(
             },
             Some((relay, frame)) = heard.recv() => hub.on_relay(&relay, frame),
             () = hub.traversal.network_changed.notified() => hub.on_network_change(),
+            Ok(()) = turns.changed() => {
+                hub.drive_turn();
+                hub.tell_candidates();
+            }
             () = sleep_until(timeout) => {}
         }
         let now = Instant::now();
         if now >= look_at {
             look_at = now + LOOK_INTERVAL;
             hub.look();
+        }
+        if turn_at.is_some_and(|at| at <= now) {
+            hub.drive_turn();
         }
         hub.drive_binding();
     }
@@ -102,6 +115,11 @@ impl Hub {
         let sessions = lock(&self.traversal.sessions);
         let Some(session) = sessions.get(&ours) else { return };
         let Some(in_use) = check::authenticate(request, &session.key) else { return };
+        // For the answer, and for a while: the session asks for what it needs.
+        let _lease = match path.via {
+            Via::Turn { allocation } => self.traversal.turns.lease(allocation, path.remote),
+            Via::Socket | Via::Forward { .. } => None,
+        };
         if let Some(answer) = check::answer(request, &session.key, path.remote) {
             self.traversal.paths.send(path, &answer);
         }
@@ -126,12 +144,27 @@ impl Hub {
             }
             // Checks are dense enough to meet without being timed to the millisecond.
             RelayFrame::Punch { .. } => {}
-            RelayFrame::Welcome(_) => self.look_at_relays(),
-            RelayFrame::Credentials { .. }
-            | RelayFrame::Ping { .. }
-            | RelayFrame::Pong { .. }
-            | RelayFrame::GoingAway => {}
+            RelayFrame::Welcome(welcome) => {
+                self.on_turn_servers(relay, welcome.turn);
+                self.look_at_relays();
+            }
+            RelayFrame::Credentials { turn } => self.on_turn_servers(relay, turn),
+            RelayFrame::Ping { .. } | RelayFrame::Pong { .. } | RelayFrame::GoingAway => {}
         }
+    }
+
+    fn on_turn_servers(&mut self, relay: &RelayAddress, servers: Vec<TurnServer>) {
+        let info = lock(&self.traversal.relays).get(relay).and_then(|client| client.info());
+        if let Some(info) = info {
+            self.turn.on_servers(relay, info, servers);
+            self.drive_turn();
+        }
+    }
+
+    /// Looks whether allocations are needed.
+    fn drive_turn(&mut self) {
+        let seen = Seen { servers: self.servers.clone(), mappings: self.binding.mappings().collect() };
+        self.turn.drive(&self.traversal, &seen);
     }
 
     fn on_flow(&mut self, relay: &RelayAddress, peer: PeerId, flow: u64) {
@@ -181,6 +214,8 @@ impl Hub {
     fn on_network_change(&mut self) {
         self.interfaces = self.traversal.options.network.interface_addresses();
         self.binding.on_network_change(Instant::now().into_std());
+        self.turn.on_network_change();
+        self.drive_turn();
         self.tell_candidates();
     }
 
@@ -191,6 +226,7 @@ impl Hub {
             self.traversal.on_network_change();
         }
         self.look_at_relays();
+        self.drive_turn();
     }
 
     /// Which relays can be asked how they see the socket.
@@ -212,6 +248,7 @@ impl Hub {
         }
         self.servers.clone_from(&servers);
         self.traversal.paths.set_relays(servers);
+        self.drive_turn();
         self.tell_candidates();
     }
 
@@ -228,6 +265,7 @@ impl Hub {
             changed = true;
         }
         if changed {
+            self.drive_turn();
             self.tell_candidates();
         }
     }
@@ -245,7 +283,11 @@ impl Hub {
         if self.traversal.options.relay_only {
             candidates.clear();
         }
-        candidates.truncate(SIGNAL_CANDIDATES);
+        let relayed = self.traversal.turns.relayed_addresses().into_iter().map(canonical);
+        let relayed: Vec<_> = relayed.map(|address| Candidate { kind: CandidateKind::Relayed, address }).collect();
+        // They are few, and for some peers the only ones.
+        candidates.truncate(SIGNAL_CANDIDATES.saturating_sub(relayed.len()));
+        candidates.extend(relayed);
         self.traversal.candidates.send_if_modified(|known| {
             let changed = *known != candidates;
             *known = candidates;

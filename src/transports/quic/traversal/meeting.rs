@@ -112,6 +112,7 @@ impl Meeting {
                     if let Some(PathEvent::Selected(path)) = event {
                         self.add(path);
                     }
+                    std::mem::take(&mut checker.relayed).into_iter().for_each(|path| self.add(path));
                     (checker.answered, checker.asked) = (false, Vec::new());
                 }
                 () = tokio::time::sleep_until(offer_at), if !answered => {
@@ -188,7 +189,9 @@ pub(super) async fn answer(
                     let candidates = own.borrow_and_update().clone();
                     traversal.signal(&relay, peer, &Signal::Candidates { session, candidates });
                 }
-                _ = checker.next() => (checker.answered, checker.asked) = (false, Vec::new()),
+                _ = checker.next() => {
+                    (checker.answered, checker.asked, checker.relayed) = (false, Vec::new(), Vec::new());
+                }
             }
         }
     };

@@ -9,18 +9,20 @@
 mod checker;
 mod hub;
 mod meeting;
+mod turn;
 mod upkeep;
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::paths::Paths;
 use crate::identity::Identity;
@@ -39,9 +41,13 @@ use crate::transport::PathKind;
 use crate::transports::relay_client::{RelayClient, RelayState};
 use crate::transports::tls::TlsIdentity;
 use crate::watch;
-use checker::{CheckInput, Registered};
+use checker::{CheckInput, InUse, Registered, is_private};
 pub(super) use meeting::Meeting;
+use turn::Turns;
 pub(super) use upkeep::{Kept, PathStream, keep_paths};
+
+/// A connection that has been on a direct path for this long needs no further standby.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// What a transport needs to traverse NATs.
 #[derive(Debug, Clone)]
@@ -76,6 +82,7 @@ pub(super) struct Traversal {
     /// Ends of forwarding flows, by peer and relay.
     flows: Mutex<BTreeMap<PeerId, BTreeMap<RelayAddress, Path>>>,
     flows_changed: watch::Sender<u64>,
+    turns: Turns,
     /// Where this node may be reached, best first.
     candidates: watch::Sender<Vec<Candidate>>,
     public: AtomicBool,
@@ -109,6 +116,7 @@ impl Traversal {
             meetings: Mutex::default(),
             flows: Mutex::default(),
             flows_changed: watch::Sender::new(0),
+            turns: Turns::new(),
             candidates: watch::Sender::new(hosts),
             public: AtomicBool::new(false),
             network_changed: Notify::new(),
@@ -179,13 +187,25 @@ impl Traversal {
         self.public.load(Ordering::Relaxed)
     }
 
-    /// Allocations that can reach `remote`, with the kind of path that makes.
-    fn allocations_for(&self, _remote: SocketAddr) -> Vec<(u8, PathKind)> {
-        Vec::new()
+    /// A connection's path, which decides whether it needs a standby.
+    fn note_in_use(&self, session: Session, path: Path, kind: PathKind) {
+        let mut sessions = lock(&self.sessions);
+        let Some(registered) = sessions.get_mut(&session) else { return };
+        let direct = matches!(kind, PathKind::Lan | PathKind::Direct | PathKind::Punched | PathKind::Mapped);
+        let since = registered.in_use.filter(|before| before.direct == direct).map_or_else(Instant::now, |it| it.since);
+        registered.in_use = Some(InUse { path, direct, since });
     }
 
-    fn allocation_kind(&self, _allocation: u8) -> PathKind {
-        PathKind::TurnUdp
+    /// Whether a connection may need a standby, and the allocations that carry connections.
+    fn connections_in_use(&self) -> (bool, BTreeSet<u8>) {
+        let sessions = lock(&self.sessions);
+        let in_use = || sessions.values().filter_map(|session| session.in_use);
+        let unsettled = in_use().any(|in_use| !in_use.direct || in_use.since.elapsed() < SETTLED);
+        let allocations = in_use().filter_map(|in_use| match in_use.path.via {
+            Via::Turn { allocation } => Some(allocation),
+            Via::Socket | Via::Forward { .. } => None,
+        });
+        (unsettled, allocations.collect())
     }
 
     fn register(&self, session: Session, key: IntegrityKey, input: mpsc::Sender<CheckInput>) -> Option<u32> {
@@ -194,7 +214,7 @@ impl Traversal {
         if sessions.len() >= TRAVERSAL_SESSIONS || sessions.contains_key(&session) {
             return None;
         }
-        sessions.insert(session, Registered { key, input, consumer });
+        sessions.insert(session, Registered { key, input, consumer, in_use: None });
         Some(consumer)
     }
 

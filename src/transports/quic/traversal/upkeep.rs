@@ -173,6 +173,7 @@ impl Upkeep {
         for path in std::mem::take(&mut self.checker.asked) {
             self.traversal.paths.attach(&self.virtual_address, path);
         }
+        self.checker.relayed.clear();
         if std::mem::take(&mut self.checker.answered) {
             self.traversal.paths.send_unheard(&self.virtual_address);
             self.traversal.paths.on_answer(&self.virtual_address);
@@ -273,6 +274,7 @@ impl Upkeep {
     fn tell_kind(&self) {
         if let Some((path, _)) = self.checker.selection.selected() {
             let kind = self.checker.kind(path);
+            self.checker.note_in_use(path, kind);
             self.kept.kind.send_if_modified(|current| std::mem::replace(current, kind) != kind);
         }
     }

@@ -1,0 +1,288 @@
+//! Starts and stops the allocations of a node: knows the servers that relays name, what became of them, and the network.
+//!
+//! The hub owns the one [`Manager`], tells it what relays say, and calls [`Manager::drive`] once a second and whenever
+//! something changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::driver::{self, Plan, TurnError};
+use super::policy::{Choice, Situation, wanted};
+use crate::limits::TURN_ALLOCATIONS;
+use crate::nat::allocation::{TurnFailure, TurnTransport as Framing};
+use crate::nat::credentials::TurnCredentials;
+use crate::rendezvous::address::{HostPort, RelayAddress};
+use crate::rendezvous::wire::{NodeFrame, TurnServer, TurnTransport};
+use crate::transports::quic::traversal::{Traversal, lock};
+use crate::transports::relay_client::RelayInfo;
+
+/// No STUN server answered within this time of the first question, which is repeated twice within it: no UDP gets through.
+const UDP_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long an allocation that is not wanted any more is kept: it may be again, and connections move away meanwhile.
+const KEPT_UNWANTED: Duration = Duration::from_secs(60);
+/// Wait before a server that failed is tried again; doubles up to the second.
+const FAILED_WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(320));
+/// The same for one that worked until then.
+const LOST_WAIT: Duration = Duration::from_secs(1);
+/// Between two requests for fresh credentials.
+const CREDENTIALS_AGAIN: Duration = Duration::from_secs(30);
+
+/// How a server is known over renewals of its credentials.
+type Key = (TurnTransport, HostPort);
+
+/// What one relay offers.
+#[derive(Debug)]
+struct Offers {
+    info: RelayInfo,
+    servers: Vec<TurnServer>,
+    received: Instant,
+    asked: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Running {
+    key: Key,
+    unwanted_since: Option<Instant>,
+    /// Dropped to end it.
+    _stop: oneshot::Sender<()>,
+}
+
+/// What the hub sees of the network.
+#[derive(Debug)]
+pub(in crate::transports::quic::traversal) struct Seen {
+    /// STUN servers that are asked; they forward as well.
+    pub(in crate::transports::quic::traversal) servers: BTreeSet<SocketAddr>,
+    /// What they answered.
+    pub(in crate::transports::quic::traversal) mappings: Vec<(SocketAddr, SocketAddr)>,
+}
+
+/// All allocations of a node.
+#[derive(Debug, Default)]
+pub(in crate::transports::quic::traversal) struct Manager {
+    offers: BTreeMap<RelayAddress, Offers>,
+    running: BTreeMap<u8, Running>,
+    /// Until when a server is left alone, and how often in a row it failed.
+    failed: BTreeMap<Key, (Instant, u32)>,
+    /// Since when these STUN servers have been asked in this network.
+    asked: Option<(Instant, BTreeSet<SocketAddr>)>,
+    undecided: bool,
+    next_id: u8,
+}
+
+impl Manager {
+    /// A relay welcomed us, or sent fresh credentials.
+    pub(in crate::transports::quic::traversal) fn on_servers(
+        &mut self,
+        relay: &RelayAddress,
+        info: RelayInfo,
+        servers: Vec<TurnServer>,
+    ) {
+        let offers = Offers { info, servers, received: Instant::now(), asked: None };
+        self.offers.insert(relay.clone(), offers);
+    }
+
+    /// Everything that is known of the network is void, and streams in it are dead.
+    pub(in crate::transports::quic::traversal) fn on_network_change(&mut self) {
+        self.running.clear();
+        self.failed.clear();
+        self.asked = None;
+    }
+
+    /// When to drive it at the latest, besides every second.
+    pub(in crate::transports::quic::traversal) fn poll_timeout(&self) -> Option<Instant> {
+        let (since, _) = self.asked.as_ref().filter(|_| self.undecided)?;
+        Some(*since + UDP_PATIENCE)
+    }
+
+    /// Starts what is wanted and not there, and ends what has not been wanted for a while.
+    pub(in crate::transports::quic::traversal) fn drive(&mut self, traversal: &Arc<Traversal>, seen: &Seen) {
+        let now = Instant::now();
+        self.take_ended(traversal, now);
+        self.renew(traversal, now);
+        traversal.turns.links().iter().for_each(|link| link.sweep(now.into_std()));
+        let (unsettled, in_use) = traversal.connections_in_use();
+        let situation = Situation {
+            udp_blocked: self.is_udp_blocked(now, seen),
+            standby: traversal.options.relay_only || unsettled && is_symmetric(&seen.mappings),
+            forwarding: seen.mappings.iter().map(|(server, _)| server.ip().to_string()).collect(),
+        };
+        let (keys, choices): (Vec<_>, Vec<_>) = self.choices(now).into_iter().unzip();
+        let wanted: Vec<_> = wanted(&situation, &choices).into_iter().map(|place| &keys[place]).collect();
+        for running in self.running.values_mut() {
+            let is_wanted = wanted.iter().any(|(key, _)| *key == running.key);
+            running.unwanted_since = (!is_wanted).then(|| running.unwanted_since.unwrap_or(now));
+        }
+        self.running.retain(|id, running| {
+            in_use.contains(id) || running.unwanted_since.is_none_or(|since| now < since + KEPT_UNWANTED)
+        });
+        let new: Vec<_> = wanted.into_iter().filter(|(key, ..)| !self.is_running(key)).cloned().collect();
+        for (key, relay) in new {
+            self.make_room();
+            self.start(traversal, key, &relay);
+        }
+    }
+
+    fn is_running(&self, key: &Key) -> bool {
+        self.running.values().any(|running| running.key == *key)
+    }
+
+    fn take_ended(&mut self, traversal: &Traversal, now: Instant) {
+        for ended in std::mem::take(&mut *lock(&traversal.turns.ended)) {
+            let Some(running) = self.running.remove(&ended.id) else { continue };
+            let failed = self.failed.entry(running.key.clone()).or_insert((now, 0));
+            failed.1 = if ended.lived { 0 } else { failed.1 + 1 };
+            failed.0 = now
+                + match failed.1.checked_sub(1) {
+                    None => LOST_WAIT,
+                    Some(before) => (FAILED_WAIT.0 * 2u32.pow(before.min(5))).min(FAILED_WAIT.1),
+                };
+            if matches!(ended.why, TurnError::Failed(TurnFailure::CredentialsRefused)) {
+                // Older than their lifetime says: the relay was started anew, or a clock was set.
+                for offers in self.offers.values_mut().filter(|offers| offers.has(&running.key)) {
+                    offers.received = now.checked_sub(offers.lifetime()).unwrap_or(now);
+                }
+            }
+        }
+    }
+
+    /// Asks for fresh credentials before the old ones expire.
+    fn renew(&mut self, traversal: &Traversal, now: Instant) {
+        for (relay, offers) in &mut self.offers {
+            let old = !offers.servers.is_empty() && now >= offers.received + offers.lifetime() * 3 / 4;
+            if old && offers.asked.is_none_or(|asked| now >= asked + CREDENTIALS_AGAIN) {
+                offers.asked = Some(now);
+                traversal.say(relay, NodeFrame::Credentials);
+            }
+        }
+    }
+
+    fn is_udp_blocked(&mut self, now: Instant, seen: &Seen) -> bool {
+        let answered = !seen.mappings.is_empty();
+        match &self.asked {
+            Some((_, servers)) if answered || *servers == seen.servers => {}
+            _ => self.asked = (!seen.servers.is_empty()).then(|| (now, seen.servers.clone())),
+        }
+        let since = self.asked.as_ref().filter(|_| !answered).map(|(since, _)| *since);
+        let blocked = since.is_some_and(|since| now >= since + UDP_PATIENCE);
+        self.undecided = since.is_some() && !blocked;
+        blocked
+    }
+
+    /// The servers that there are, with the relay that names each.
+    fn choices(&self, now: Instant) -> Vec<((Key, RelayAddress), Choice)> {
+        let mut choices: Vec<((Key, RelayAddress), Choice)> = Vec::new();
+        for (relay, offers) in &self.offers {
+            for server in &offers.servers {
+                let key = (server.transport, server.server.clone());
+                if choices.iter().any(|((known, _), _)| *known == key) {
+                    continue;
+                }
+                let fresh = now < offers.received + Duration::from_secs(server.lifetime_s.into());
+                let choice = Choice {
+                    transport: server.transport,
+                    machine: machine(&server.server, relay, &offers.info),
+                    port: server.server.port(),
+                    usable: fresh && self.failed.get(&key).is_none_or(|(until, _)| *until <= now),
+                    running: self.is_running(&key),
+                };
+                choices.push(((key, relay.clone()), choice));
+            }
+        }
+        choices
+    }
+
+    /// What is wanted takes the place of what is not.
+    fn make_room(&mut self) {
+        while self.running.len() >= TURN_ALLOCATIONS {
+            let unwanted = self.running.iter().filter(|(_, running)| running.unwanted_since.is_some());
+            let Some(id) = unwanted.map(|(id, _)| *id).next() else { return };
+            self.running.remove(&id);
+        }
+    }
+
+    fn start(&mut self, traversal: &Arc<Traversal>, key: Key, relay: &RelayAddress) {
+        if self.running.len() >= TURN_ALLOCATIONS {
+            return;
+        }
+        let Some(offers) = self.offers.get(relay) else { return };
+        let Some(server) = offers.servers.iter().find(|server| (server.transport, &server.server) == (key.0, &key.1))
+        else {
+            return;
+        };
+        let Ok(credentials) = TurnCredentials::new(server.username.clone(), server.password.clone()) else { return };
+        let transport = match server.transport {
+            TurnTransport::Udp => Framing::Udp,
+            TurnTransport::Tcp => Framing::Tcp,
+            TurnTransport::Tls => Framing::Tls,
+        };
+        let is_relay = machine(&server.server, relay, &offers.info) == offers.info.address.ip().to_string()
+            && server.server.port() == offers.info.address.port();
+        let id = loop {
+            self.next_id = self.next_id.wrapping_add(1);
+            // One that has just been told to end may still be there.
+            if !self.running.contains_key(&self.next_id) && !traversal.turns.has(self.next_id) {
+                break self.next_id;
+            }
+        };
+        tracing::debug!(?transport, server = %server.server, "allocating at a TURN server");
+        let plan = Plan {
+            id,
+            transport,
+            server: server.server.clone(),
+            relay_ip: offers.info.address.ip(),
+            pin: is_relay.then_some(offers.info.key),
+            credentials,
+        };
+        let (stop, stopped) = oneshot::channel();
+        self.running.insert(id, Running { key, unwanted_since: None, _stop: stop });
+        traversal.spawn(driver::run(traversal.clone(), plan, stopped));
+    }
+}
+
+impl Offers {
+    /// The shortest of its credentials'.
+    fn lifetime(&self) -> Duration {
+        let shortest = self.servers.iter().map(|server| server.lifetime_s).min();
+        Duration::from_secs(shortest.unwrap_or(0).into())
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        self.servers.iter().any(|server| server.transport == key.0 && server.server == key.1)
+    }
+}
+
+/// What the addresses of one machine have in common, as far as that is known: the relay's own are its ip.
+fn machine(server: &HostPort, relay: &RelayAddress, info: &RelayInfo) -> String {
+    let own = server.host() == relay.server.host() || server.ip().is_some_and(|ip| ip.is_unspecified());
+    if own { info.address.ip().to_canonical().to_string() } else { server.host().to_owned() }
+}
+
+/// Two servers see different addresses of one socket.
+fn is_symmetric(mappings: &[(SocketAddr, SocketAddr)]) -> bool {
+    [true, false].into_iter().any(|v4| {
+        let mut seen = mappings.iter().map(|(_, mapped)| mapped).filter(|mapped| mapped.is_ipv4() == v4);
+        let first = seen.next();
+        seen.any(|mapped| Some(mapped) != first)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nat_is_symmetric_when_two_servers_see_different_addresses_of_one_family() {
+        let seen = |addresses: &[&str]| {
+            let server = SocketAddr::from(([192, 0, 2, 1], 3478));
+            is_symmetric(&addresses.iter().map(|address| (server, address.parse().unwrap())).collect::<Vec<_>>())
+        };
+        assert!(!seen(&[]) && !seen(&["198.51.100.1:1"]));
+        assert!(!seen(&["198.51.100.1:1", "[2001:db8::1]:1", "198.51.100.1:1"]));
+        assert!(seen(&["198.51.100.1:1", "[2001:db8::1]:1", "198.51.100.1:2"]));
+    }
+}
