@@ -5,10 +5,15 @@
 
 use bytes::Bytes;
 use panda_network::frame::FrameDecoder;
+use panda_network::identity::Identity;
 use panda_network::ids::LogId;
 use panda_network::limits::{FRAME_MAX_BYTES, TURN_FRAME_MAX_BYTES};
 use panda_network::nat::framing::{TurnFramer, parse_channel_data};
 use panda_network::nat::stun::{Attribute, IntegrityKey, Response, Scanned, relayed};
+use panda_network::rendezvous::address::RelayAddress;
+use panda_network::rendezvous::seal;
+use panda_network::rendezvous::signal::Signal;
+use panda_network::rendezvous::wire::{NodeFrame, RelayFrame};
 use panda_network::sync::wire::{ControlFrame, DocumentFrame, StreamOpen};
 use panda_network::{DocumentTicket, Operation, PeerAddress};
 
@@ -56,6 +61,36 @@ pub fn control_frame(data: &[u8]) -> bool {
 /// The content of a frame on a document or catch-up stream.
 pub fn document_frame(data: &[u8]) -> bool {
     frame_survives(data, DocumentFrame::decode, DocumentFrame::encode)
+}
+
+/// The content of a frame from a node to a relay.
+pub fn node_frame(data: &[u8]) -> bool {
+    frame_survives(data, NodeFrame::decode, NodeFrame::encode)
+}
+
+/// The content of a frame from a relay to a node.
+pub fn relay_frame(data: &[u8]) -> bool {
+    frame_survives(data, RelayFrame::decode, RelayFrame::encode)
+}
+
+/// What two peers tell each other, out of its seal.
+pub fn signal(data: &[u8]) -> bool {
+    let Ok(signal) = Signal::decode(&Bytes::copy_from_slice(data)) else { return false };
+    assert_eq!(Signal::decode(&signal.encode().into()), Ok(signal));
+    true
+}
+
+/// A sealed signal to the identity of seed 2 from that of seed 1.
+pub fn sealed(data: &[u8]) -> bool {
+    let [from, to] = [1, 2].map(|seed| Identity::from_seed(&[seed; 32]));
+    seal::open(&to, &from.peer_id(), data).is_ok()
+}
+
+/// A relay's address.
+pub fn relay_address(data: &[u8]) -> bool {
+    let Ok(address) = String::from_utf8_lossy(data).parse::<RelayAddress>() else { return false };
+    assert_eq!(address.to_string().parse(), Ok(address));
+    true
 }
 
 /// A ticket: as text, or, after an odd first byte, as the bytes that the text stands for, with the checksum that fits.

@@ -1,7 +1,7 @@
 //! Reading and writing messages of strangers in CBOR: definite lengths only, every list and string bounded before it is read.
 //!
-//! Pure. [`encode`] appends one array that starts with the number of its kind; [`decode`] opens such an array, hands a
-//! [`Reader`] to whoever knows the kinds, and insists that nothing is left. What the numbers mean is for each protocol.
+//! Pure. `encode` appends one array that starts with the number of its kind; `decode` opens such an array, hands a
+//! `Reader` to whoever knows the kinds, and insists that nothing is left. What the numbers mean is for each protocol.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -18,6 +18,10 @@ use panda_network::nat::stun::{
     relayed,
 };
 use panda_network::operation::Head;
+use panda_network::rendezvous::address::{HostPort, RelayAddress};
+use panda_network::rendezvous::seal;
+use panda_network::rendezvous::signal::{Candidate, CandidateKind, SessionSecret, Signal};
+use panda_network::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer, TurnTransport, Welcome};
 use panda_network::sync::tokens::{Role, Token};
 use panda_network::sync::wire::{ControlFrame, DocumentFrame, Refusal, StreamOpen};
 use panda_network::transport::TransportKind;
@@ -120,6 +124,68 @@ fn document_frames() -> Vec<Vec<u8>> {
         DocumentFrame::Peers(vec![bytes(100), bytes(0)]),
     ];
     frames.iter().map(|frame| content(|out| frame.encode(out))).collect()
+}
+
+fn node_frames() -> Vec<Vec<u8>> {
+    let to = peer(1);
+    let frames = [
+        NodeFrame::Signal { to, sealed: Bytes::from(vec![7; 100]) },
+        NodeFrame::Forward { to },
+        NodeFrame::Punch { to, session: 9 },
+        NodeFrame::Credentials,
+        NodeFrame::Ping { nonce: u64::MAX },
+        NodeFrame::Pong { nonce: 0 },
+    ];
+    frames.iter().map(|frame| content(|out| frame.encode(out))).collect()
+}
+
+fn relay_frames() -> Vec<Vec<u8>> {
+    let peer = peer(1);
+    let turn = TurnServer {
+        transport: TurnTransport::Tls,
+        server: HostPort::new("turn.example.org", 443).unwrap(),
+        username: "1700000000:abc".into(),
+        password: "password".into(),
+        lifetime_s: 3600,
+    };
+    let datagrams = ["0.0.0.0:3478", "[2001:db8::1]:3478"].map(|text| text.parse().unwrap()).to_vec();
+    let stun = vec![HostPort::new("192.0.2.1", 3478).unwrap()];
+    let observed = "192.0.2.7:4000".parse().unwrap();
+    let frames = [
+        RelayFrame::Welcome(Box::new(Welcome { observed, datagrams, turn: vec![turn.clone()], stun })),
+        RelayFrame::Signal { from: peer, sealed: Bytes::from(vec![7; 100]) },
+        RelayFrame::NotHere { to: peer },
+        RelayFrame::Flow { peer, flow: u64::MAX },
+        RelayFrame::FlowClosed { flow: 1 },
+        RelayFrame::Punch { peer, session: 9, after_ms: 1000 },
+        RelayFrame::Credentials { turn: vec![turn.clone(), turn] },
+        RelayFrame::Ping { nonce: 1 },
+        RelayFrame::Pong { nonce: 1 },
+        RelayFrame::GoingAway,
+        RelayFrame::Busy { to: peer },
+    ];
+    frames.iter().map(|frame| content(|out| frame.encode(out))).collect()
+}
+
+fn signals() -> Vec<Vec<u8>> {
+    let candidate = |kind, text: &str| Candidate { kind, address: text.parse().unwrap() };
+    let candidates = vec![
+        candidate(CandidateKind::Host, "192.0.2.1:7000"),
+        candidate(CandidateKind::Relayed, "[2001:db8::1]:65535"),
+    ];
+    let signals = [
+        Signal::Offer {
+            session: u64::MAX,
+            secret: SessionSecret([1; 32]),
+            candidates: candidates.clone(),
+            proofs: vec![[2; 16]; 2],
+            created_us: 1 << 50,
+        },
+        Signal::Answer { session: 1, secret: SessionSecret([1; 32]), candidates: Vec::new() },
+        Signal::Candidates { session: 1, candidates },
+        Signal::Refused { session: 1 },
+    ];
+    signals.iter().map(Signal::encode).collect()
 }
 
 fn address(seed: u8) -> PeerAddress {
@@ -245,6 +311,42 @@ fn a_control_frame_is_understood_or_refused() {
 #[test]
 fn a_document_frame_is_understood_or_refused() {
     let taken = feed(targets::document_frame, &document_frames(), 200_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
+}
+
+#[test]
+fn a_frame_from_a_node_is_understood_or_refused() {
+    let taken = feed(targets::node_frame, &node_frames(), 100_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
+}
+
+#[test]
+fn a_frame_from_a_relay_is_understood_or_refused() {
+    let taken = feed(targets::relay_frame, &relay_frames(), 100_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
+}
+
+#[test]
+fn a_signal_between_peers_is_understood_or_refused() {
+    let taken = feed(targets::signal, &signals(), 200_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
+}
+
+#[test]
+fn a_seal_that_was_changed_is_not_opened() {
+    let seal = |content: &[u8], random| seal::seal(&identity(1), &peer(2), content, [random; 32]).unwrap();
+    let samples = [seal(b"", 3), seal(b"offer", 4)];
+    let taken = feed(targets::sealed, &samples, 20_000);
+    // Some mutations change nothing.
+    assert!(taken < 200, "{taken} changed seals were opened");
+}
+
+#[test]
+fn a_relay_address_is_understood_or_refused() {
+    let samples = ["relay.example.org:443", "[2001:db8::1]:7000", "192.0.2.1"];
+    let samples = samples.map(|server| RelayAddress { key: Some(peer(1)), ..server.parse().unwrap() }.to_string());
+    let samples = samples.iter().cloned().chain(["localhost".into()]).map(String::into_bytes).collect::<Vec<_>>();
+    let taken = feed(targets::relay_address, &samples, 100_000);
     assert!(taken > 1000, "{taken} mutations were taken");
 }
 

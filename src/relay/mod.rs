@@ -21,8 +21,6 @@ mod setup;
 mod shared;
 mod streams;
 mod stun;
-#[cfg(test)]
-mod tests;
 mod turn;
 
 use std::future::poll_fn;

@@ -103,6 +103,7 @@ impl fmt::Display for IpNetwork {
 pub struct PeerPolicy {
     allowed: Vec<IpNetwork>,
     denied: Vec<IpNetwork>,
+    own: Vec<IpAddr>,
 }
 
 impl PeerPolicy {
@@ -123,10 +124,17 @@ impl PeerPolicy {
         self
     }
 
+    /// Nor the relay's own addresses, unless they are allowed: what else runs there is not for clients.
+    pub(super) fn with_own(mut self, ips: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.own.extend(ips);
+        self
+    }
+
     /// Whether the relay may send to an address.
     pub fn allows(&self, ip: IpAddr) -> bool {
         let within = |networks: &[IpNetwork]| networks.iter().any(|network| network.contains(ip));
-        !within(&self.denied) && (within(&self.allowed) || !within(&DENIED))
+        let public = !within(&DENIED) && !self.own.contains(&ip);
+        !within(&self.denied) && (within(&self.allowed) || public)
     }
 }
 
@@ -207,6 +215,13 @@ mod tests {
         let policy = PeerPolicy::new().with_allowed(["127.0.0.0/8".parse().unwrap()]);
         assert!(allows(&policy, "127.0.0.1"));
         assert!(!allows(&policy, "::ffff:127.0.0.1") && !allows(&policy, "::1") && !allows(&policy, "10.0.0.1"));
+    }
+
+    #[test]
+    fn the_relays_own_address_is_denied_unless_it_is_allowed() {
+        let own = PeerPolicy::new().with_own(["203.0.113.1".parse().unwrap()]);
+        assert!(!allows(&own, "203.0.113.1") && allows(&own, "203.0.113.2"));
+        assert!(allows(&own.with_allowed(["203.0.113.0/24".parse().unwrap()]), "203.0.113.1"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -13,6 +14,9 @@ use super::shared::{Shared, lock, now};
 use super::turn::{Action, AllocationId, Client, Ports, Times, TurnServer, Via};
 use crate::limits::{RELAY_DATAGRAM_MAX_BYTES, SOCKET_RECEIVE_ERRORS};
 use crate::net::DatagramSocket;
+
+/// Free ports that are looked at to find an even one.
+const PORT_TRIES: u32 = 16;
 
 /// The TURN machine and what it is connected to.
 #[derive(Debug)]
@@ -61,8 +65,12 @@ struct Binder<'a> {
 }
 
 impl Ports for Binder<'_> {
-    fn bind(&mut self, id: AllocationId, ip: IpAddr) -> Option<SocketAddr> {
-        let bound = self.shared.network.bind_udp(SocketAddr::new(ip, 0));
+    fn bind(&mut self, id: AllocationId, ip: IpAddr, even: bool) -> Option<SocketAddr> {
+        let bind = |_| self.shared.network.bind_udp(SocketAddr::new(ip, 0));
+        let fits = |bound: &io::Result<Arc<dyn DatagramSocket>>| {
+            bound.as_ref().map_or(true, |socket| !even || socket.local_address().port().is_multiple_of(2))
+        };
+        let bound = (0..PORT_TRIES).map(bind).find(fits)?;
         let socket = bound.inspect_err(|error| tracing::warn!(%error, "no port for an allocation")).ok()?;
         let task = tokio::spawn(receive(self.shared.clone(), id, socket.clone())).abort_handle();
         let address = socket.local_address();

@@ -83,7 +83,7 @@ impl AddressBuckets {
 pub(super) fn network_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
-        v4 => v4,
+        IpAddr::V4(v4) => v4.into(),
     }
 }
 

@@ -25,6 +25,12 @@ use crate::rendezvous::wire::{NodeFrame, RelayFrame};
 
 /// One-way time to a client that was not measured yet.
 const ONE_WAY_UNKNOWN: Duration = Duration::from_millis(50);
+/// Round trips of a session that are remembered.
+const RTT_SAMPLES: usize = 4;
+/// Pings of a new session that measure the way to it; none of them counts as missed.
+const FIRST_PINGS: u32 = 2;
+/// Time after each of these.
+const FIRST_PINGS_INTERVAL: Duration = Duration::from_secs(2);
 /// Draws of flow ids before giving up; one collision among 2^64 is a defect of the generator.
 const FLOW_ID_DRAWS: usize = 4;
 
@@ -67,8 +73,11 @@ pub(super) enum Forwarded<'a> {
 struct Session {
     peer: PeerId,
     ip: IpAddr,
-    rtt: Option<Duration>,
+    /// The last round trips, at most `RTT_SAMPLES`.
+    rtts: VecDeque<Duration>,
     ping: Option<(u64, Instant)>,
+    /// How many were sent, up to `FIRST_PINGS`.
+    pings: u32,
     missed: u32,
     next_ping: Instant,
     requests: Bucket,
@@ -89,6 +98,8 @@ pub(super) struct Rendezvous {
     flows: Flows,
     bytes: Bucket,
     outputs: VecDeque<Output>,
+    /// No ping is due before.
+    next_ping: Option<Instant>,
 }
 
 impl Rendezvous {
@@ -103,6 +114,7 @@ impl Rendezvous {
             next_session: 0,
             flows: Flows::new(policy),
             outputs: VecDeque::new(),
+            next_ping: None,
         }
     }
 
@@ -139,8 +151,9 @@ impl Rendezvous {
         let session = Session {
             peer,
             ip,
-            rtt: None,
+            rtts: VecDeque::new(),
             ping: None,
+            pings: 0,
             missed: 0,
             next_ping: now,
             requests: Bucket::new(self.limits.requests_per_client, now),
@@ -229,9 +242,12 @@ impl Rendezvous {
 
     /// Pings who is due, gives up who is silent, ends what nobody uses.
     pub(super) fn on_timeout(&mut self, now: Instant) {
-        let due = |(id, session): (&SessionId, &Session)| (session.next_ping <= now).then_some(*id);
-        for id in self.sessions.iter().filter_map(due).collect::<Vec<_>>() {
-            self.ping(id, now);
+        if self.next_ping.is_some_and(|next| next <= now) {
+            let due = |(id, session): (&SessionId, &Session)| (session.next_ping <= now).then_some(*id);
+            for id in self.sessions.iter().filter_map(due).collect::<Vec<_>>() {
+                self.ping(id, now);
+            }
+            self.next_ping = self.sessions.values().map(|session| session.next_ping).min();
         }
         for (session, flow) in self.flows.on_timeout(now) {
             self.tell(session, RelayFrame::FlowClosed { flow });
@@ -240,7 +256,7 @@ impl Rendezvous {
 
     /// When to call [`on_timeout`](Self::on_timeout), and why.
     pub(super) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let ping = self.sessions.values().map(|session| session.next_ping).min().map(|at| (at, "ping"));
+        let ping = self.next_ping.map(|at| (at, "ping"));
         let silent = self.flows.poll_timeout().map(|at| (at, "silent flow"));
         ping.into_iter().chain(silent).min()
     }
@@ -295,7 +311,9 @@ impl Rendezvous {
     /// Whoever is nearer waits for as long as word takes longer to the other.
     fn punch(&mut self, id: SessionId, there: SessionId, session: u64) {
         let Some((here, far)) = self.sessions.get(&id).zip(self.sessions.get(&there)) else { return };
-        let one_way = |of: &Session| of.rtt.map_or(ONE_WAY_UNKNOWN, |rtt| rtt / 2).min(PUNCH_DELAY_MAX);
+        // The shortest: whatever makes an answer late makes it later than the way is long.
+        let rtt = |of: &Session| of.rtts.iter().min().copied();
+        let one_way = |of: &Session| rtt(of).map_or(ONE_WAY_UNKNOWN, |rtt| rtt / 2).min(PUNCH_DELAY_MAX);
         let longest = one_way(here).max(one_way(far));
         let after_ms = |of| u32::try_from((longest - one_way(of)).as_millis()).unwrap_or(u32::MAX);
         let to_here = RelayFrame::Punch { peer: far.peer, session, after_ms: after_ms(here) };
@@ -306,7 +324,8 @@ impl Rendezvous {
 
     fn ping(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        if session.ping.is_some() {
+        let first = session.pings < FIRST_PINGS;
+        if session.ping.is_some() && !first {
             session.missed += 1;
         }
         if session.missed >= HEARTBEATS_MISSED {
@@ -314,7 +333,11 @@ impl Rendezvous {
         }
         let nonce = self.rng.random();
         session.ping = Some((nonce, now));
-        session.next_ping = now + HEARTBEAT_INTERVAL;
+        // More often at first: the first answer waits for whatever a node does when it starts.
+        session.pings += u32::from(first);
+        session.next_ping = now + if first { FIRST_PINGS_INTERVAL } else { HEARTBEAT_INTERVAL };
+        let next = session.next_ping;
+        self.next_ping = Some(self.next_ping.map_or(next, |earliest| earliest.min(next)));
         self.tell(id, RelayFrame::Ping { nonce });
     }
 
@@ -322,7 +345,10 @@ impl Rendezvous {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some((_, sent)) = session.ping.take_if(|(asked, _)| *asked == nonce) else { return };
         let sample = now.saturating_duration_since(sent);
-        session.rtt = Some(session.rtt.map_or(sample, |rtt| (rtt * 3 + sample) / 4));
+        if session.rtts.len() == RTT_SAMPLES {
+            session.rtts.pop_front();
+        }
+        session.rtts.push_back(sample);
     }
 }
 

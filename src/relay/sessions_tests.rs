@@ -129,6 +129,20 @@ fn both_ends_start_a_punch_at_the_same_moment() {
 }
 
 #[test]
+fn a_late_answer_does_not_make_a_client_seem_far_away() {
+    let mut pair = pair(RelayLimits::new());
+    let (alice, bob) = (pair.alice, pair.bob);
+    pair.measure(alice, Duration::from_millis(1800));
+    pair.measure(bob, Duration::from_millis(120));
+    pair.drain();
+    pair.now += FIRST_PINGS_INTERVAL;
+    pair.relay.on_timeout(pair.now);
+    pair.measure(alice, Duration::from_millis(20));
+    let got = pair.say(alice, NodeFrame::Punch { to: peer(2), session: 7 });
+    assert!(matches!(got[0], Output::Frame(to, RelayFrame::Punch { after_ms: 50, .. }) if to == alice));
+}
+
+#[test]
 fn a_client_that_pretends_to_be_far_away_delays_a_punch_only_so_much() {
     let mut pair = pair(RelayLimits::new());
     let (alice, bob) = (pair.alice, pair.bob);

@@ -66,7 +66,7 @@ fn share(
 ) -> Arc<Shared> {
     let mut rng = match options.seed {
         Some(seed) => ChaCha20Rng::from_seed(seed),
-        None => ChaCha20Rng::from_rng(&mut rand::rng()),
+        None => ChaCha20Rng::from_os_rng(),
     };
     let mut child = || ChaCha20Rng::from_seed(rng.random());
     let (machine_rng, sessions_rng, turn_rng) = (child(), child(), child());
@@ -74,13 +74,17 @@ fn share(
     rng.fill_bytes(&mut secret);
 
     let datagrams = told_addresses(bound.datagrams, &options.public_ips);
+    let relay_ips = relay_ips(&*network, &options, bound.datagrams);
+    let own = sockets.iter().map(|socket| socket.local_address().ip());
+    let own = own.chain(relay_ips.iter().copied()).chain(options.public_ips.iter().copied());
+    let policy = options.policy.clone().with_own(own);
     let (mut turn, mut credentials, mut turn_servers) = (None, None, Vec::new());
     match &options.turn {
         TurnMode::Embedded => {
             let config = TurnConfig {
                 limits: options.limits.clone(),
-                policy: options.policy.clone(),
-                relay_ips: relay_ips(&*network, &options, bound.datagrams),
+                policy: policy.clone(),
+                relay_ips,
                 public_ips: options.public_ips.clone(),
             };
             turn = Some(Mutex::new(TurnState::new(TurnServer::new(config, &secret, turn_rng, now()))));
@@ -95,8 +99,7 @@ fn share(
     }
     let origins = sockets.iter().map(|socket| socket.local_address());
     let origins = origins.map(|address| told_addresses(address, &options.public_ips)[0]).collect();
-    // Behind one NAT address the second address cannot be told apart, and setup refuses that.
-    let machine = Rendezvous::new(options.limits.clone(), options.policy, machine_rng, now());
+    let machine = Rendezvous::new(options.limits.clone(), policy, machine_rng, now());
     Arc::new(Shared {
         network,
         sockets,

@@ -219,6 +219,10 @@ impl Shared {
     }
 
     fn forward(&self, path: FlowPath, flow: u64, payload: &[u8], out: &mut Vec<u8>) {
+        // A forged source: were it learnt, we would talk to ourselves as fast as we can.
+        if self.sockets.iter().any(|socket| socket.local_address() == path.address) {
+            return self.counters.forward_dropped.add(1);
+        }
         let mut released = Vec::new();
         let forwarded = lock(&self.sessions).machine.on_datagram(path, flow, payload, now(), &mut released);
         let mut send = |path: FlowPath, flow, payload: &[u8]| {

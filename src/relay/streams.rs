@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use super::sessions::SessionId;
 use super::shared::{Shared, lock};
 use super::turn::{Client, Via};
 use crate::frame::FrameDecoder;
@@ -32,6 +33,8 @@ use crate::transports::tls;
 pub(super) const TURN_ALPN: &[u8] = b"stun.turn";
 /// How long accepting pauses when the system has no room for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Room that there must be in a node's queue before it is listened to.
+const ROOM_FOR_ANSWERS: usize = RELAY_SESSION_QUEUE / 2;
 /// Bytes read at once from a TURN client.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -97,6 +100,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let (queue, frames) = mpsc::channel(RELAY_SESSION_QUEUE);
+    let own_queue = queue.downgrade();
     let Ok(id) = shared.on_connected(peer, from, queue) else {
         return shared.counters.turned_away.add(1);
     };
@@ -104,7 +108,7 @@ where
     let (read, write) = tokio::io::split(stream);
     let misbehaved = tokio::select! {
         biased;
-        misbehaved = read_frames(shared, id, read) => misbehaved,
+        misbehaved = read_frames(shared, id, read, own_queue) => misbehaved,
         () = write_frames(write, frames) => false,
     };
     if misbehaved {
@@ -113,8 +117,14 @@ where
     shared.on_session_closed(id);
 }
 
-/// Reads until the stream ends; true when the node sent what it must not.
-async fn read_frames<S: AsyncRead>(shared: &Shared, id: super::sessions::SessionId, mut read: ReadHalf<S>) -> bool {
+/// Reads until the stream ends; true when the node sent what it must not. What it asks is answered through its own queue:
+/// while half of that waits to be read, nothing more is heard of it.
+async fn read_frames<S: AsyncRead>(
+    shared: &Shared,
+    id: SessionId,
+    mut read: ReadHalf<S>,
+    queue: mpsc::WeakSender<RelayFrame>,
+) -> bool {
     let mut decoder = FrameDecoder::new();
     let mut chunk = vec![0; FRAME_MAX_BYTES / 4];
     loop {
@@ -123,7 +133,12 @@ async fn read_frames<S: AsyncRead>(shared: &Shared, id: super::sessions::Session
         loop {
             match decoder.next_frame() {
                 Ok(Some(frame)) => match NodeFrame::decode(&frame) {
-                    Ok(frame) => shared.on_node_frame(id, frame),
+                    Ok(frame) => {
+                        shared.on_node_frame(id, frame);
+                        if let Some(queue) = queue.upgrade().filter(|queue| queue.capacity() < ROOM_FOR_ANSWERS) {
+                            let _room = queue.reserve_many(ROOM_FOR_ANSWERS).await;
+                        }
+                    }
                     Err(error) => {
                         tracing::debug!(session = id.0, %error, "session ends");
                         return true;
@@ -205,15 +220,10 @@ async fn read_turn<S: AsyncRead>(shared: &Arc<Shared>, client: Client, mut read:
     }
 }
 
+/// Each frame goes out in a TLS record of its own: coturn's client takes the first frame of a record for all of it.
 async fn write_turn<S: AsyncWrite>(mut write: WriteHalf<S>, mut frames: mpsc::Receiver<Bytes>) {
-    let mut out = Vec::new();
     while let Some(frame) = frames.recv().await {
-        out.clear();
-        out.extend_from_slice(&frame);
-        while let Ok(frame) = frames.try_recv() {
-            out.extend_from_slice(&frame);
-        }
-        if !write_all(&mut write, &out).await {
+        if !write_all(&mut write, &frame).await {
             return;
         }
     }

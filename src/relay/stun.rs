@@ -40,7 +40,10 @@ impl Origins {
     fn success(&self, at: usize, socket: usize, from: SocketAddr, request: &Scanned<'_>) -> Option<Response> {
         let response = Response::success(request).with(Attribute::XorMappedAddress(from));
         let Some(other) = self.0.get(at ^ (OTHER_PORT | OTHER_IP)) else { return Some(response) };
-        Some(response.with(Attribute::ResponseOrigin(*self.0.get(socket)?)).with(Attribute::OtherAddress(*other)))
+        let origin = *self.0.get(socket)?;
+        // The plain address as well: clients that ask for behaviour may be older than the other (RFC 3489).
+        let response = response.with(Attribute::MappedAddress(from));
+        Some(response.with(Attribute::ResponseOrigin(origin)).with(Attribute::OtherAddress(*other)))
     }
 }
 

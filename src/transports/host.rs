@@ -4,7 +4,7 @@
 //! addresses go in and come out as IPv4 where they are IPv4, however the system spells them.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -95,7 +95,7 @@ impl DatagramSocket for OsDatagrams {
 
     fn try_send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         let to = match (self.local, to) {
-            (SocketAddr::V6(_), SocketAddr::V4(v4)) => (Ipv6Addr::from(v4.ip().to_ipv6_mapped()), v4.port()).into(),
+            (SocketAddr::V6(_), SocketAddr::V4(v4)) => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
             (_, to) => to,
         };
         // Past tokio, which believes a socket to be full until it has heard otherwise from the system.

@@ -91,6 +91,9 @@ pub enum CliError {
     /// The promise was not kept: documents differ or operations are missing.
     #[error("the check failed: {0}")]
     CheckFailed(String),
+    /// A relay cannot start.
+    #[error(transparent)]
+    Relay(#[from] panda_network::relay::RelayError),
     /// Something about this machine is missing.
     #[error("{0}")]
     Environment(String),

@@ -10,6 +10,7 @@ mod figures;
 mod file_sync;
 mod join;
 mod options;
+mod relay;
 mod share;
 mod text_doc;
 mod trace;
@@ -30,6 +31,7 @@ use crate::error::CliError;
   panda join panda:aeqqb... notes.md   keep a file in step with a shared one
   panda demo                           see it work: two nodes, offline editing, a crash, nothing lost
   panda bench                          measure it on this machine
+  panda relay                          help others to reach each other
 
 `panda help COMMAND` says more about each."
 )]
@@ -47,6 +49,7 @@ enum Command {
     Join(join::JoinArgs),
     Demo(demo::DemoArgs),
     Bench(bench::BenchArgs),
+    Relay(Box<relay::RelayArgs>),
     #[command(hide = true)]
     Node(child::driver::NodeProcessArgs),
 }
@@ -79,6 +82,7 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Join(args) => join::run(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Bench(args) => bench::run(args).await,
+        Command::Relay(args) => relay::run(*args).await,
         Command::Node(args) => child::driver::run(args).await,
     }
 }
@@ -124,6 +128,10 @@ mod tests {
             matches!(parse("panda demo --json --trace t.gz"), Ok(Command::Demo(args)) if args.json && args.trace.is_some())
         );
         assert!(matches!(parse("panda bench --quick --json"), Ok(Command::Bench(args)) if args.quick && args.json));
+        let line = "panda relay --config r.toml --listen [::]:443 --public-address relay.example.org --json";
+        let Ok(Command::Relay(args)) = parse(line) else { panic!("relay is not understood") };
+        assert!(args.json && args.config.is_some());
+        assert_eq!(args.public_address.unwrap().0.to_string(), "relay.example.org:443");
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! Relayed addresses of this server reach each other without leaving it, whatever the peer policy says of the server's own
 //! address: two clients behind the strictest NATs meet that way.
 //!
-//! Not here: EVEN-PORT, RESERVATION-TOKEN, DONT-FRAGMENT, ICMP, mobility, TCP allocations. Clients that insist get 420.
+//! Not here: RESERVATION-TOKEN, DONT-FRAGMENT, ICMP, mobility, TCP allocations. Clients that insist are refused, with 508 for a
+//! reservation and 420 for the rest.
 
 mod allocation;
 pub(super) mod auth;
@@ -52,8 +53,8 @@ pub(super) struct AllocationId(pub(super) u64);
 
 /// Binds the UDP ports of allocations.
 pub(super) trait Ports {
-    /// Binds a port on this address for an allocation; `None` when there is none.
-    fn bind(&mut self, allocation: AllocationId, ip: IpAddr) -> Option<SocketAddr>;
+    /// Binds a port on this address for an allocation, with an even number if asked; `None` when there is none.
+    fn bind(&mut self, allocation: AllocationId, ip: IpAddr, even: bool) -> Option<SocketAddr>;
 }
 
 /// Both clocks: the monotonic, and the wall's in µs since the Unix epoch, which only expiry times of credentials need.
@@ -146,13 +147,13 @@ impl TurnServer {
         }
         let Ok(scanned) = Scanned::scan(frame) else { return Action::Drop("malformed") };
         match scanned.class() {
-            Class::Request => self.on_request(client, &scanned, times, ports, out),
+            Class::Request => self.on_request(client, frame, &scanned, times, ports, out),
             Class::Indication => {
                 let Some((peer, range)) = payload(&scanned) else { return Action::Drop("malformed") };
                 let Some(&id) = self.clients.get(&client) else { return Action::Drop("no allocation") };
                 let permitted = self.allocations.get(&id).is_some_and(|of| of.permits(peer.ip(), times.now));
                 match permitted {
-                    true => self.to_peer(id, peer, &frame[range], times.now, out),
+                    true => self.relay(id, peer, &frame[range], times.now, out),
                     false => Action::Drop("no permission"),
                 }
             }
@@ -198,9 +199,10 @@ impl TurnServer {
             return;
         }
         let over = self.allocations.iter().filter(|(_, allocation)| allocation.until <= now);
-        for id in over.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.free(id);
-        }
+        let mut over = over.map(|(id, _)| *id).collect::<Vec<_>>();
+        // In an order that does not change from run to run.
+        over.sort_unstable();
+        over.into_iter().for_each(|id| self.free(id));
         self.next_check = self.allocations.values().map(|allocation| allocation.until).min();
     }
 
@@ -219,12 +221,12 @@ impl TurnServer {
         let Some(&id) = self.clients.get(&client) else { return Action::Drop("no allocation") };
         let peer = self.allocations.get(&id).and_then(|allocation| allocation.peer_of(channel, now));
         match peer {
-            Some(peer) => self.to_peer(id, peer, &frame[range], now, out),
+            Some(peer) => self.relay(id, peer, &frame[range], now, out),
             None => Action::Drop("no channel"),
         }
     }
 
-    fn to_peer<'a>(
+    fn relay<'a>(
         &mut self,
         id: AllocationId,
         peer: SocketAddr,

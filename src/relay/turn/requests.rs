@@ -7,11 +7,33 @@ use super::allocation::{Allocation, Refused};
 use super::auth::REALM;
 use super::{Action, AllocationId, Client, Ports, Times, TurnServer};
 use crate::limits::{TURN_LIFETIME, TURN_LIFETIME_MAX};
-use crate::nat::stun::{AddressFamily, Attribute, ErrorCode, IntegrityKey, Message, Method, Response, Scanned};
+use crate::nat::stun::{
+    AddressFamily, Attribute, ErrorCode, HEADER_BYTES, IntegrityKey, Message, Method, Response, Scanned,
+};
 use crate::relay::quota::Bucket;
 
-/// RFC 8656, section 18.7: the one transport that is relayed.
+/// RFC 8656, section 18.8: the one transport that is relayed.
 const UDP: u8 = 17;
+
+/// RFC 8656, section 18.7. The codec does not know it.
+const EVEN_PORT: u16 = 0x0018;
+
+/// What EVEN-PORT asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EvenPort {
+    Alone,
+    AndReserveTheNext,
+}
+
+/// An authenticated request.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    client: Client,
+    request: &'a Scanned<'a>,
+    message: &'a Message,
+    user: &'a User,
+    even_port: Option<EvenPort>,
+}
 
 /// Who signed a request.
 struct User {
@@ -24,25 +46,27 @@ impl TurnServer {
     pub(super) fn on_request<'a>(
         &mut self,
         client: Client,
+        frame: &[u8],
         request: &Scanned<'_>,
         times: Times,
         ports: &mut dyn Ports,
         out: &mut Vec<u8>,
     ) -> Action<'a> {
-        let message = match request.decode() {
-            Ok(message) => message,
-            Err(_) => return answer(Err(Response::error(request, ErrorCode::BadRequest)), None, out),
+        let Ok(message) = request.decode() else {
+            return answer(Err(Response::error(request, ErrorCode::BadRequest)), None, out);
         };
         let user = match self.authenticate(client, request, &message, times) {
             Ok(user) => user,
             Err(refusal) => return answer(Err(refusal), None, out),
         };
-        let unknown = message.unknown_attributes();
+        let unknown = message.unknown_attributes().iter().copied().filter(|kind| *kind != EVEN_PORT);
+        let unknown = unknown.collect::<Vec<_>>();
         let result = if unknown.is_empty() {
             let error = |code| Response::error(request, code);
-            self.perform(client, request, &message, &user, times.now, ports).map_err(error)
+            let asked = Asked { client, request, message: &message, user: &user, even_port: even_port(frame) };
+            self.perform(&asked, times.now, ports).map_err(error)
         } else {
-            Err(Response::unknown_attributes(request, unknown))
+            Err(Response::unknown_attributes(request, &unknown))
         };
         answer(result, Some(&user.key), out)
     }
@@ -82,24 +106,17 @@ impl TurnServer {
         Ok(User { name, username: username.to_owned(), key })
     }
 
-    fn perform(
-        &mut self,
-        client: Client,
-        request: &Scanned<'_>,
-        message: &Message,
-        user: &User,
-        now: Instant,
-        ports: &mut dyn Ports,
-    ) -> Result<Response, ErrorCode> {
-        let own = self.clients.get(&client).copied();
+    fn perform(&mut self, asked: &Asked<'_>, now: Instant, ports: &mut dyn Ports) -> Result<Response, ErrorCode> {
+        let own = self.clients.get(&asked.client).copied();
         if let Some(own) = own.and_then(|id| self.allocations.get(&id))
-            && own.name != user.name
+            && own.name != asked.user.name
         {
             return Err(ErrorCode::WrongCredentials);
         }
+        let (request, message) = (asked.request, asked.message);
         let mismatch = || own.ok_or(ErrorCode::AllocationMismatch);
         match request.method() {
-            Method::Allocate => self.allocate(client, request, message, user, now, ports),
+            Method::Allocate => self.allocate(asked, now, ports),
             Method::Refresh => self.refresh(mismatch()?, request, message, now),
             Method::CreatePermission => self.permit(mismatch()?, request, message, now),
             Method::ChannelBind => self.bind_channel(mismatch()?, request, message, now),
@@ -107,15 +124,8 @@ impl TurnServer {
         }
     }
 
-    fn allocate(
-        &mut self,
-        client: Client,
-        request: &Scanned<'_>,
-        message: &Message,
-        user: &User,
-        now: Instant,
-        ports: &mut dyn Ports,
-    ) -> Result<Response, ErrorCode> {
+    fn allocate(&mut self, asked: &Asked<'_>, now: Instant, ports: &mut dyn Ports) -> Result<Response, ErrorCode> {
+        let Asked { client, request, message, user, even_port } = *asked;
         let lifetime = lifetime(message);
         if let Some(own) = self.clients.get(&client).and_then(|id| self.allocations.get(id)) {
             let repeated = own.transaction == request.transaction_id();
@@ -131,12 +141,13 @@ impl TurnServer {
         if self.by_name.get(&user.name).is_some_and(|used| *used >= self.config.limits.allocations_per_user) {
             return Err(ErrorCode::AllocationQuotaReached);
         }
-        if self.allocations.len() >= self.config.limits.allocations {
+        let reserve = even_port == Some(EvenPort::AndReserveTheNext);
+        if reserve || self.allocations.len() >= self.config.limits.allocations {
             return Err(ErrorCode::InsufficientCapacity);
         }
         let id = AllocationId(self.next_allocation);
         self.next_allocation += 1;
-        let bound = ports.bind(id, ip).ok_or(ErrorCode::InsufficientCapacity)?;
+        let bound = ports.bind(id, ip, even_port.is_some()).ok_or(ErrorCode::InsufficientCapacity)?;
         let public = of_family(&self.config.public_ips, family).unwrap_or(bound.ip());
         let relayed = SocketAddr::new(public, bound.port());
 
@@ -218,6 +229,20 @@ impl TurnServer {
         let neighbour = self.config.relay_ips.contains(&ip) || self.config.public_ips.contains(&ip);
         if neighbour || self.config.policy.allows(ip) { Ok(()) } else { Err(ErrorCode::Forbidden) }
     }
+}
+
+/// Looks for EVEN-PORT in a message that was scanned, so that its lengths are right.
+fn even_port(frame: &[u8]) -> Option<EvenPort> {
+    let mut attributes = frame.get(HEADER_BYTES..)?;
+    while let Some((head, rest)) = attributes.split_first_chunk::<4>() {
+        let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
+        if u16::from_be_bytes([head[0], head[1]]) == EVEN_PORT {
+            let reserve = rest.first().is_some_and(|first| first & 0x80 != 0);
+            return Some(if reserve { EvenPort::AndReserveTheNext } else { EvenPort::Alone });
+        }
+        attributes = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 fn allocated(request: &Scanned<'_>, allocation: &Allocation, now: Instant) -> Response {

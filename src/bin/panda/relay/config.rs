@@ -1,0 +1,301 @@
+//! `relay.toml`: what may be in it, and how it becomes the options of a relay.
+//!
+//! Strict: an unknown key or a value that cannot be is an error that names the line. `relay.example.toml` shows all keys.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use panda_network::identity::Identity;
+use panda_network::relay::{Alternate, ExternalTurn, IpNetwork, PeerPolicy, Rate, RelayLimits, RelayOptions, TurnMode};
+use panda_network::rendezvous::address::{DEFAULT_PORT, HostPort};
+use panda_network::rendezvous::wire::TurnTransport;
+use serde::{Deserialize, Deserializer, de};
+use zeroize::Zeroizing;
+
+/// Longest configuration worth reading, in bytes.
+pub const CONFIG_MAX_BYTES: u64 = 64 * 1024;
+/// The port of TURN without TLS, and of STUN (RFC 8489, section 18.6).
+const STUN_PORT: u16 = 3478;
+/// The port of TURN with TLS (RFC 8656, section 20.2).
+const TURNS_PORT: u16 = 5349;
+/// The port of the embedded default, which needs no privileges.
+const LOCAL_PORT: u16 = 7443;
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where TLS is taken.
+    pub listen: Option<SocketAddr>,
+    /// Where UDP is taken.
+    pub datagrams: Option<SocketAddr>,
+    /// What users reach the TLS port by.
+    #[serde(deserialize_with = "optional")]
+    pub public_address: Option<Server<DEFAULT_PORT>>,
+    /// Where the key is.
+    pub identity: Option<PathBuf>,
+    admin: Option<SocketAddr>,
+    #[serde(deserialize_with = "list")]
+    stun: Vec<Server<STUN_PORT>>,
+    public_ips: Vec<IpAddr>,
+    relay_ips: Vec<IpAddr>,
+    alternate: Option<AlternateConfig>,
+    turn: TurnConfig,
+    peers: PeersConfig,
+    limits: LimitsConfig,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AlternateConfig {
+    ip: IpAddr,
+    port: u16,
+}
+
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    #[default]
+    Embedded,
+    External,
+    Off,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TurnConfig {
+    mode: Mode,
+    tcp: Option<SocketAddr>,
+    #[serde(deserialize_with = "list")]
+    servers: Vec<TurnUri>,
+    secret: Option<String>,
+}
+
+impl std::fmt::Debug for TurnConfig {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TurnConfig({:?}, {:?})", self.mode, self.servers)
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PeersConfig {
+    #[serde(deserialize_with = "list")]
+    allow: Vec<IpNetwork>,
+    #[serde(deserialize_with = "list")]
+    deny: Vec<IpNetwork>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsConfig {
+    sessions: Option<usize>,
+    sessions_per_address: Option<usize>,
+    sessions_per_peer: Option<usize>,
+    requests_per_second: Option<u64>,
+    flows: Option<usize>,
+    flows_per_client: Option<usize>,
+    bytes_per_second: Option<u64>,
+    bytes_per_second_per_client: Option<u64>,
+    allocations: Option<usize>,
+    allocations_per_user: Option<usize>,
+    streams: Option<usize>,
+    streams_per_address: Option<usize>,
+}
+
+/// A host and a port, with a default for the port.
+#[derive(Debug, Clone)]
+pub struct Server<const PORT: u16>(pub HostPort);
+
+impl<const PORT: u16> std::str::FromStr for Server<PORT> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        HostPort::parse(text, PORT).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// A TURN server as RFC 7065 writes it: `turn:host:port?transport=udp`, `turns:host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct TurnUri(TurnTransport, HostPort);
+
+impl std::str::FromStr for TurnUri {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no TURN server: turn:host:port?transport=udp or turns:host:port is");
+        let (scheme, rest) = text.split_once(':').ok_or_else(wrong)?;
+        let (server, transport) = rest.split_once("?transport=").map_or((rest, None), |(a, b)| (a, Some(b)));
+        let (transport, port) = match (scheme, transport) {
+            ("turn", None | Some("udp")) => (TurnTransport::Udp, STUN_PORT),
+            ("turn", Some("tcp")) => (TurnTransport::Tcp, STUN_PORT),
+            ("turns", None | Some("tcp")) => (TurnTransport::Tls, TURNS_PORT),
+            _ => return Err(wrong()),
+        };
+        Ok(Self(transport, HostPort::parse(server, port).map_err(|error| error.to_string())?))
+    }
+}
+
+impl Config {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|error| error.to_string().trim().replace('\n', "; "))?;
+        let turn = &config.turn;
+        match turn.mode {
+            Mode::External
+                if turn.servers.is_empty() || turn.secret.as_ref().is_none_or(|secret| secret.is_empty()) =>
+            {
+                Err("[turn] mode = \"external\" needs servers and secret".into())
+            }
+            Mode::Embedded | Mode::Off if !turn.servers.is_empty() || turn.secret.is_some() => {
+                Err("[turn] servers and secret need mode = \"external\"".into())
+            }
+            Mode::Embedded | Mode::External | Mode::Off => Ok(config),
+        }
+    }
+
+    /// A relay for this machine alone, to try things with: on loopback, and it may send to loopback.
+    pub fn local() -> Self {
+        let loopback = ["127.0.0.0/8", "::1/128"].iter().filter_map(|text| text.parse().ok());
+        Self { peers: PeersConfig { allow: loopback.collect(), deny: Vec::new() }, ..Self::default() }
+    }
+
+    /// The options of the relay.
+    pub fn into_options(self, identity: Identity) -> RelayOptions {
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let turn = match self.turn.mode {
+            Mode::Embedded => TurnMode::Embedded,
+            Mode::External => TurnMode::External(ExternalTurn {
+                servers: self.turn.servers.into_iter().map(|TurnUri(transport, server)| (transport, server)).collect(),
+                secret: Zeroizing::new(self.turn.secret.unwrap_or_default()),
+            }),
+            Mode::Off => TurnMode::Off,
+        };
+        let mut options = RelayOptions::new(identity)
+            .with_listen(self.listen.unwrap_or(local(LOCAL_PORT)))
+            .with_datagrams(self.datagrams.unwrap_or(local(STUN_PORT)))
+            .with_public_ips(self.public_ips)
+            .with_relay_ips(self.relay_ips)
+            .with_turn(turn)
+            .with_stun_servers(self.stun.into_iter().map(|server| server.0))
+            .with_peer_policy(PeerPolicy::new().with_allowed(self.peers.allow).with_denied(self.peers.deny))
+            .with_limits(self.limits.into_limits());
+        if let Some(Server(public)) = self.public_address {
+            options = options.with_public_address(public);
+        }
+        if let Some(AlternateConfig { ip, port }) = self.alternate {
+            options = options.with_alternate(Alternate { ip, port });
+        }
+        if let Some(tcp) = self.turn.tcp {
+            options = options.with_turn_tcp(tcp);
+        }
+        match self.admin {
+            Some(admin) => options.with_admin(admin),
+            None => options,
+        }
+    }
+}
+
+impl LimitsConfig {
+    fn into_limits(self) -> RelayLimits {
+        /// Sets what is there.
+        fn set<T>(limits: RelayLimits, value: Option<T>, with: fn(RelayLimits, T) -> RelayLimits) -> RelayLimits {
+            match value {
+                Some(value) => with(limits, value),
+                None => limits,
+            }
+        }
+        let rate = |seconds| move |per_second: u64| Rate { per_second, burst: per_second.saturating_mul(seconds) };
+        let limits = set(RelayLimits::new(), self.sessions, RelayLimits::with_sessions);
+        let limits = set(limits, self.sessions_per_address, RelayLimits::with_sessions_per_address);
+        let limits = set(limits, self.sessions_per_peer, RelayLimits::with_sessions_per_peer);
+        let limits = set(limits, self.requests_per_second.map(rate(10)), RelayLimits::with_requests_per_client);
+        let limits = set(limits, self.flows, RelayLimits::with_flows);
+        let limits = set(limits, self.flows_per_client, RelayLimits::with_flows_per_client);
+        let limits = set(limits, self.bytes_per_second.map(rate(1)), RelayLimits::with_bytes);
+        let limits = set(limits, self.bytes_per_second_per_client.map(rate(2)), RelayLimits::with_bytes_per_client);
+        let limits = set(limits, self.allocations, RelayLimits::with_allocations);
+        let limits = set(limits, self.allocations_per_user, RelayLimits::with_allocations_per_user);
+        let limits = set(limits, self.streams, RelayLimits::with_streams);
+        set(limits, self.streams_per_address, RelayLimits::with_streams_per_address)
+    }
+}
+
+/// A list of texts, each parsed.
+fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
+}
+
+/// A text that is parsed, if it is there.
+fn optional<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    String::deserialize(deserializer)?.parse().map(Some).map_err(de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_understood() {
+        let config = Config::parse(include_str!("../../../../relay.example.toml")).unwrap();
+        assert_eq!(config.public_address.as_ref().unwrap().0.to_string(), "relay.example.org:443");
+        assert_eq!(config.listen, Some("[::]:443".parse().unwrap()));
+        config.into_options(Identity::from_seed(&[1; 32]));
+    }
+
+    #[test]
+    fn every_commented_key_of_the_example_is_understood_too() {
+        let example = include_str!("../../../../relay.example.toml");
+        let keys = ["# public_ips", "# relay_ips", "# [alternate]", "# ip =", "# port =", "# servers", "# secret"];
+        let uncommented = example.lines().map(|line| match keys.iter().any(|key| line.starts_with(key)) {
+            true => line.trim_start_matches("# "),
+            false => line,
+        });
+        let text = uncommented.collect::<Vec<_>>().join("\n").replace("\"embedded\"\n", "\"external\"\n");
+        let config = Config::parse(&text).unwrap();
+        assert_eq!((config.turn.servers.len(), config.public_ips.len(), config.relay_ips.len()), (3, 1, 2));
+        assert!(config.alternate.is_some() && !format!("{config:?}").contains("static-auth-secret"));
+    }
+
+    #[test]
+    fn what_is_not_known_is_an_error_that_names_it() {
+        for (text, named) in [
+            ("lisen = \"[::]:443\"", "lisen"),
+            ("[limits]\nsesions = 1", "sesions"),
+            ("listen = \"443\"", "listen"),
+            ("public_address = \"a b\"", "a b"),
+            ("[turn]\nmode = \"maybe\"", "maybe"),
+            ("[turn]\nmode = \"external\"", "secret"),
+            ("[turn]\nsecret = \"x\"", "external"),
+            ("[turn]\nmode = \"external\"\nsecret = \"x\"\nservers = [\"http:a\"]", "http:a"),
+            ("[peers]\nallow = [\"10.0.0.0/40\"]", "10.0.0.0/40"),
+        ] {
+            let error = Config::parse(text).unwrap_err();
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn turn_servers_are_written_as_everywhere() {
+        let server =
+            |text: &str| text.parse::<TurnUri>().map(|TurnUri(transport, server)| (transport, server.to_string()));
+        assert_eq!(server("turn:a"), Ok((TurnTransport::Udp, "a:3478".into())));
+        assert_eq!(server("turn:a:1?transport=tcp"), Ok((TurnTransport::Tcp, "a:1".into())));
+        assert_eq!(server("turns:[::1]:443"), Ok((TurnTransport::Tls, "[::1]:443".into())));
+        assert_eq!(server("turns:a"), Ok((TurnTransport::Tls, "a:5349".into())));
+        assert!(server("turns:a?transport=udp").is_err() && server("stun:a").is_err() && server("a").is_err());
+    }
+}

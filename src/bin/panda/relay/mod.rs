@@ -1,0 +1,113 @@
+//! `panda relay`: runs a cooperative's relay.
+
+mod config;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use panda_network::PandaError;
+use panda_network::identity::Identity;
+use panda_network::relay::Relay;
+use panda_network::rendezvous::address::DEFAULT_PORT;
+use panda_network::transports::host::OsNetwork;
+use serde::Serialize;
+
+use self::config::{CONFIG_MAX_BYTES, Config, Server};
+use crate::error::CliError;
+use crate::options::stop_requested;
+
+/// How long nodes are given to hear that the relay goes.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// Run a relay: it helps nodes behind NATs to find and reach each other, and can read nothing of what they say
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  panda relay                          on this machine alone, to try it
+  panda relay --config relay.toml      as the file says; relay.example.toml explains every key
+  panda relay --listen '[::]:443' --public-address relay.example.org
+                                       for others: give them the printed address
+  curl http://127.0.0.1:9464/metrics   with admin = \"127.0.0.1:9464\" in the file
+
+The address ends with the relay's key. Give `identity` a place in the file, or the key is another on every start.")]
+pub struct RelayArgs {
+    /// The configuration
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to take TLS connections, over that in the configuration [default: 127.0.0.1:7443]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where to take datagrams, over that in the configuration [default: 127.0.0.1:3478]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub datagrams: Option<SocketAddr>,
+    /// What users reach the relay by, over that in the configuration [default: the listening address]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub public_address: Option<Server<DEFAULT_PORT>>,
+    /// Print the address and what is listened on as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Started {
+    address: String,
+    tls: SocketAddr,
+    datagrams: SocketAddr,
+    turn_tcp: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+}
+
+/// Runs until Ctrl-C.
+///
+/// # Errors
+/// When the configuration is wrong or an address cannot be bound.
+pub async fn run(args: RelayArgs) -> Result<(), CliError> {
+    let mut config = match &args.config {
+        Some(path) => load(path)?,
+        None => Config::local(),
+    };
+    config.listen = args.listen.or(config.listen);
+    config.datagrams = args.datagrams.or(config.datagrams);
+    config.public_address = args.public_address.or(config.public_address);
+    let identity = match &config.identity {
+        Some(path) => Identity::load_or_create(path).map_err(PandaError::from)?,
+        None => Identity::generate(),
+    };
+    let relay = Relay::start(Arc::new(OsNetwork), config.into_options(identity))?;
+    let bound = relay.bound();
+    let address = relay.address().to_string();
+    if args.json {
+        let started = Started {
+            address,
+            tls: bound.tls,
+            datagrams: bound.datagrams,
+            turn_tcp: bound.turn_tcp,
+            admin: bound.admin,
+        };
+        println!("{}", serde_json::to_string(&started).map_err(|error| CliError::Environment(error.to_string()))?);
+    } else {
+        println!("{address}");
+        if relay.address().server.ip().is_some_and(|ip| ip.is_unspecified()) {
+            eprintln!("Nobody can reach this address: say with --public-address what users reach the relay by.");
+        }
+        eprintln!(
+            "Relay on {} (TLS) and {} (UDP). Give users the address above. Ctrl-C stops it.",
+            bound.tls, bound.datagrams
+        );
+    }
+    stop_requested().await;
+    relay.shutdown(SHUTDOWN).await;
+    Ok(())
+}
+
+fn load(path: &Path) -> Result<Config, CliError> {
+    let length = std::fs::metadata(path).map_err(CliError::io("read", path))?.len();
+    if length > CONFIG_MAX_BYTES {
+        return Err(CliError::Environment(format!("{}: {length} bytes are too many", path.display())));
+    }
+    let text = std::fs::read_to_string(path).map_err(CliError::io("read", path))?;
+    Config::parse(&text).map_err(|error| CliError::Environment(format!("{}: {error}", path.display())))
+}
