@@ -37,7 +37,7 @@ use crate::rendezvous::address::RelayAddress;
 use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{DocumentRecord, Store, StoreError};
 use crate::sync::hello::PROTOCOL_VERSIONS;
-use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, Transport, TransportStats};
+use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, PathReport, Transport, TransportStats};
 use crate::transports::quic::QuicTransport;
 use crate::transports::relay_client::RelayState;
 use crate::watch;
@@ -277,6 +277,12 @@ impl PandaNetwork {
     /// The connections there are.
     pub fn connections(&self) -> Vec<(ConnectionInfo, ConnectionStats)> {
         self.node.connections.list()
+    }
+
+    /// The ways to a connected peer that were tried, and what came of each. They name addresses: show them to this node's
+    /// user only.
+    pub fn paths(&self, peer: &PeerId) -> Vec<PathReport> {
+        self.node.quic.peer_paths(peer)
     }
 
     /// Counters of the transport.
