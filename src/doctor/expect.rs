@@ -1,5 +1,7 @@
 //! By which kind of path which kind of peer is reached: what the NATs of both ends allow, and what relays add. Pure.
 
+use std::net::IpAddr;
+
 use crate::nat::nat_type::{FilteringBehaviour, Mapping, NatReport};
 use crate::transport::PathKind;
 
@@ -83,6 +85,25 @@ pub fn expected_path(ways: &Ways, peer: PeerKind) -> Option<PathKind> {
             Some(nat) if !nat.udp_blocked() => without_relaying(nat, peer, ways.relay).or_else(|| relayed(ways)),
             Some(_) | None => relayed(ways),
         },
+    }
+}
+
+/// What a report says about the way to the internet: nothing but that UDP works, when the server is on our side of the NAT.
+pub(super) fn seen_from_outside(nat: NatReport) -> NatReport {
+    match nat.mapped {
+        Some(mapped) if is_inside(mapped.ip()) => NatReport { mapping: Mapping::Unknown, filtering: None, ..nat },
+        Some(_) | None => nat,
+    }
+}
+
+/// Addresses that the internet does not know: of this machine, of homes and offices, and of carriers (RFC 6598).
+pub(super) fn is_inside(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xC0 == 64;
+            ip.is_private() || ip.is_loopback() || ip.is_link_local() || shared
+        }
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
 }
 
@@ -198,6 +219,18 @@ mod tests {
         }
         assert_eq!(row(&alone(Some(blocked()))), ["none"; 6]);
         assert_eq!(expected_path(&alone(None), PeerKind::SameNetwork), Some(PathKind::Lan));
+    }
+
+    #[test]
+    fn a_server_in_our_own_network_says_nothing_about_the_nat_in_front_of_it() {
+        let open = nat(Mapping::NoNat, Some(EndpointIndependent));
+        assert_eq!(seen_from_outside(open), open);
+        for inside in ["192.168.1.2:1", "127.0.0.1:1", "100.64.0.9:1", "[fd00::1]:1", "[::ffff:10.0.0.1]:1"] {
+            let seen = seen_from_outside(NatReport { mapped: Some(inside.parse().unwrap()), ..open });
+            assert_eq!((seen.mapping, seen.filtering), (Mapping::Unknown, None), "{inside}");
+            assert!(!seen.udp_blocked());
+        }
+        assert!(!is_inside("100.128.0.1".parse().unwrap()) && !is_inside("2001:db8::1".parse().unwrap()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::expect::{PeerKind, Ways, expected_path};
+use super::expect::{PeerKind, Ways, expected_path, is_inside, seen_from_outside};
 use crate::ids::PeerId;
 use crate::nat::allocation::TurnFailure;
 use crate::nat::nat_type::NatReport;
@@ -49,6 +49,13 @@ pub struct NatFinding {
     pub ipv6: bool,
     /// What the tests found.
     pub report: NatReport,
+}
+
+impl NatFinding {
+    /// The servers that were asked are in this very network: what they see says nothing about the way to the internet.
+    pub fn is_local(&self) -> bool {
+        self.report.mapped.is_some_and(|mapped| is_inside(mapped.ip()))
+    }
 }
 
 /// A session that a relay gave us.
@@ -165,7 +172,7 @@ impl Report {
             |transport| up().flat_map(|relay| &relay.turn).any(|turn| turn.transport == transport && turn.took.is_ok());
         Ways {
             // IPv4 is what everybody has.
-            nat: self.nat.first().map(|nat| nat.report),
+            nat: self.nat.first().map(|nat| seen_from_outside(nat.report)),
             relay: up().next().is_some(),
             forwarding: up().flat_map(|relay| &relay.stun).any(|stun| stun.round_trip.is_ok()),
             turn_udp: turn(TurnTransport::Udp),

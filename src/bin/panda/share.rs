@@ -33,8 +33,10 @@ pub struct ShareArgs {
 }
 
 /// Said when nobody helps through NATs.
-const NO_RELAY: &str = "No relay is given: this works on the same network, or when this machine has a public address. To reach \
-                        others through NATs and firewalls, share with --relay HOST; your cooperative knows it.\n";
+const NO_RELAY: &str = "\
+No relay is given: others can join on the same network, or if this machine has a public address. To be reached through
+NATs and firewalls, share with --relay HOST, the relay of your cooperative.
+";
 
 /// Runs until Ctrl-C.
 ///

@@ -53,6 +53,7 @@ fn nat(finding: &NatFinding) -> Value {
     let nat = &finding.report;
     json!({
         "family": if finding.ipv6 { "ipv6" } else { "ipv4" },
+        "servers_are_local": finding.is_local(),
         "udp_blocked": nat.udp_blocked(),
         "mapped": nat.mapped,
         "mapping": nat.mapping.to_string(),

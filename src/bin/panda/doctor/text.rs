@@ -10,7 +10,7 @@ use panda_network::rendezvous::wire::TurnTransport;
 use panda_network::transport::PathReport;
 
 /// Width of the first column.
-const LABEL: usize = 16;
+const LABEL: usize = 18;
 /// Width of a kind of peer, in the table of what to expect.
 const PEER: usize = 66;
 
@@ -53,7 +53,13 @@ impl Page {
     fn nat(&mut self, finding: &NatFinding) {
         let nat = &finding.report;
         self.title(if finding.ipv6 { "NAT (IPv6)" } else { "NAT (IPv4)" });
-        let _ = writeln!(self.0, "  {}", nat.plain_words());
+        let words = match finding.is_local() {
+            true => {
+                "The servers that were asked are in this network: what they see says nothing about the way to the internet."
+            }
+            false => nat.plain_words(),
+        };
+        let _ = writeln!(self.0, "  {words}");
         self.line("UDP", if nat.udp_blocked() { "blocked, or no server was reachable" } else { "works" });
         let Some(mapped) = nat.mapped else { return };
         self.line("seen from outside", mapped);
@@ -94,34 +100,36 @@ impl Page {
         }
         match &relay.session {
             Ok(session) => {
-                self.line("session (TLS)", format_args!("up in {} at {}", ms(session.took), session.address));
+                self.line("session (TLS)", format_args!("{}: {}", session.address, ms(session.took)));
                 self.line("sees us at", format_args!("{} (TCP)", session.observed));
             }
-            Err(error) => self.line("session (TLS)", format_args!("FAILED: {error}")),
+            Err(error) => self.line("session (TLS)", format_args!("FAILED, {error}")),
         }
         relay.stun.iter().for_each(|stun| self.stun(stun));
         relay.turn.iter().for_each(|turn| self.turn(turn));
     }
 
     fn stun(&mut self, stun: &StunFinding) {
-        let at = stun.address.map_or_else(|| stun.server.to_string(), |address| address.to_string());
-        let name = if stun.server.ip().is_some() { String::new() } else { format!(" ({})", stun.server) };
-        let took = outcome(&stun.round_trip);
+        let at = match stun.address {
+            Some(address) if stun.server.ip().is_none() => format!("{} at {address}", stun.server),
+            Some(address) => address.to_string(),
+            None => stun.server.to_string(),
+        };
         let seen = stun.mapped.map_or_else(String::new, |mapped| format!(", sees us at {mapped}"));
-        self.line("STUN (UDP)", format_args!("{took} {at}{name}{seen}"));
+        self.line("STUN (UDP)", format_args!("{at}: {}{seen}", outcome(&stun.round_trip)));
     }
 
     fn turn(&mut self, turn: &TurnFinding) {
         let relayed = turn.relayed.map_or_else(String::new, |relayed| format!(", lends us {relayed}"));
         let label = format!("TURN ({})", transport(turn.transport));
-        self.line(label, format_args!("{} {}{relayed}", outcome(&turn.took), turn.server));
+        self.line(label, format_args!("{}: {}{relayed}", turn.server, outcome(&turn.took)));
     }
 
     fn peer(&mut self, peer: &PeerFinding) {
         self.title(format_args!("Peer {}", peer.peer.short()));
         match &peer.connected {
             Ok(took) => self.line("connected", format_args!("in {}", ms(*took))),
-            Err(error) => self.line("connected", format_args!("NO: {error}")),
+            Err(error) => self.line("connected", format_args!("NO, {error}")),
         }
         self.line("ticket says", list(&peer.addresses));
         peer.paths.iter().for_each(|path| self.path(path));
@@ -130,7 +138,7 @@ impl Page {
     fn path(&mut self, path: &PathReport) {
         let took = path.round_trip.map_or("no answer".into(), ms);
         let used = if path.selected { ", in use" } else { "" };
-        self.line(path.kind, format_args!("{took} {}{used}", path.remote));
+        self.line(path.kind, format_args!("{}: {took}{used}", path.remote));
     }
 
     fn expected(&mut self, report: &Report) {
@@ -139,7 +147,7 @@ impl Page {
             let path = path.map_or("not at all".into(), |path| path.to_string());
             let _ = writeln!(self.0, "  {:PEER$} {path}", peer.to_string());
         }
-        if report.nat.iter().any(|nat| nat.report.mapping == Mapping::Unknown && !nat.report.udp_blocked()) {
+        if report.ways().nat.is_some_and(|nat| nat.mapping == Mapping::Unknown && !nat.udp_blocked()) {
             let _ = writeln!(self.0, "  What could not be found out counts for the worse.");
         }
         let works = if report.verdict().is_ok() { "are" } else { "are not" };
@@ -166,8 +174,8 @@ fn answer(found: Option<bool>, yes: &'static str, no: &'static str) -> &'static 
 
 fn outcome(took: &Result<Duration, ProbeError>) -> String {
     match took {
-        Ok(took) => format!("{} from", ms(*took)),
-        Err(error) => format!("FAILED: {error} from"),
+        Ok(took) => ms(*took),
+        Err(error) => format!("FAILED, {error}"),
     }
 }
 
