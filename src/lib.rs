@@ -38,7 +38,7 @@
 //! | floor | | modules |
 //! |---|---|---|
 //! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
-//! | 4 | services | [`documents`], [`connections`], `relay` |
+//! | 4 | services | [`documents`], [`connections`], [`doctor`], `relay` |
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
 //! | 2 | pure protocol machines | [`nat`], [`rendezvous`], [`sync`] |
 //! | 1 | ports | [`net`], [`network_interface`], [`store`], [`transport`] |
@@ -60,6 +60,7 @@ pub mod backoff;
 pub mod cbor;
 pub mod clock;
 pub mod connections;
+pub mod doctor;
 pub mod documents;
 pub mod error;
 mod extensions;
@@ -72,7 +73,6 @@ pub mod net;
 pub mod network_interface;
 pub mod operation;
 pub mod panda_network;
-#[cfg(feature = "relay")]
 #[cfg(feature = "relay")]
 pub mod relay;
 pub mod rendezvous;

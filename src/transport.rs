@@ -150,6 +150,19 @@ impl std::fmt::Display for PathKind {
     }
 }
 
+/// What is known of one way to a connected peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathReport {
+    /// Which kind it is.
+    pub kind: PathKind,
+    /// Where datagrams are sent: the peer as it is seen from here, or the relay that forwards.
+    pub remote: SocketAddr,
+    /// The round trip, while checks are answered; `None`: nobody answers, or not any more.
+    pub round_trip: Option<Duration>,
+    /// Datagrams go by it now.
+    pub selected: bool,
+}
+
 /// Facts about one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionInfo {

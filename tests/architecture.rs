@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 6] = [
     &["net", "network_interface", "store", "transport"],
     &["encryption", "nat", "outbox", "rendezvous", "sync"],
     &["sim", "storage", "telemetry", "transports", "watch"],
-    &["bridge", "connections", "discovery", "documents", "mesh", "relay"],
+    &["bridge", "connections", "discovery", "doctor", "documents", "mesh", "relay"],
     &["panda_network", "lib", "bin"],
 ];
 /// Floors whose slices use each other: the vocabulary is one language, and ports speak of ports.

@@ -4,6 +4,7 @@
 #![cfg(all(feature = "sim", feature = "relay"))]
 
 #[path = "support/places.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod places;
 
 use std::net::SocketAddr;

@@ -37,15 +37,12 @@ use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::ids::{DocumentId, PeerId};
 use crate::limits::{MAX_OPEN_DOCUMENTS, SIGNAL_PROOFS};
-use crate::rendezvous::doorkeeper::{Doorkeeper, Proof};
+use crate::rendezvous::doorkeeper::{Doorkeeper, Proof, proof};
 use crate::store::{DocumentRecord, Store, StoreError};
 use crate::transport::Connection;
 use crate::watch;
 pub use context::Learned;
 use context::{Context, Metrics};
-
-/// Domain separation of the proofs in introductions.
-const PROOF_CONTEXT: &str = "panda-network 2026 introduction";
 
 /// Addresses of peers that wait for whoever makes connections. Full: left out, peers send them again.
 const LEARNED_QUEUE: usize = 256;
@@ -200,24 +197,12 @@ impl Doorkeeper for Documents {
     fn proofs(&self, peer: &PeerId, session: u64) -> Vec<Proof> {
         let node = self.registry.context.identity.peer_id();
         let documents = self.to_prove(peer).into_iter().take(SIGNAL_PROOFS);
-        documents.map(|document| proof(document.record(), (&node, peer), session)).collect()
+        documents.map(|document| proof(&document.record().key, (&node, peer), session)).collect()
     }
 
     fn admits(&self, peer: &PeerId, session: u64, proofs: &[Proof]) -> bool {
         let node = self.registry.context.identity.peer_id();
-        let expected = self.all().into_iter().map(|document| proof(document.record(), (peer, &node), session));
+        let expected = self.all().into_iter().map(|document| proof(&document.record().key, (peer, &node), session));
         expected.into_iter().any(|expected| proofs.contains(&expected))
     }
-}
-
-/// That `from` knows the document, for `to` alone and once.
-fn proof(record: &DocumentRecord, (from, to): (&PeerId, &PeerId), session: u64) -> Proof {
-    let mut hasher = blake3::Hasher::new_derive_key(PROOF_CONTEXT);
-    for part in [record.key.as_bytes(), from.as_bytes(), to.as_bytes()] {
-        hasher.update(part);
-    }
-    hasher.update(&session.to_be_bytes());
-    let mut proof = Proof::default();
-    hasher.finalize_xof().fill(&mut proof);
-    proof
 }

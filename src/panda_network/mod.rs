@@ -37,7 +37,7 @@ use crate::rendezvous::address::RelayAddress;
 use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{DocumentRecord, Store, StoreError};
 use crate::sync::hello::PROTOCOL_VERSIONS;
-use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, Transport, TransportStats};
+use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, PathReport, Transport, TransportStats};
 use crate::transports::quic::{QuicTransport, SocketStats};
 use crate::transports::relay_client::RelayState;
 use crate::watch;
@@ -282,6 +282,12 @@ impl PandaNetwork {
     /// Counters of the socket below all connections.
     pub fn socket_stats(&self) -> SocketStats {
         self.node.quic.quic_stats().socket
+    }
+
+    /// The ways to a connected peer that were tried, and what came of each. They name addresses: show them to this node's
+    /// user only.
+    pub fn paths(&self, peer: &PeerId) -> Vec<PathReport> {
+        self.node.quic.peer_paths(peer)
     }
 
     /// Counters of the transport.

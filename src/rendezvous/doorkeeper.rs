@@ -1,10 +1,25 @@
 //! Who is answered when a relay introduces somebody.
 
 use super::signal::PROOF_BYTES;
-use crate::ids::PeerId;
+use crate::ids::{DocumentKey, PeerId};
+
+/// Domain separation of proofs.
+const PROOF_CONTEXT: &str = "panda-network 2026 introduction";
 
 /// Proof that both ends know one document, for the first words between two nodes that never met.
 pub type Proof = [u8; PROOF_BYTES];
+
+/// That `from` knows the document with this key, for `to` alone and for one session.
+pub fn proof(key: &DocumentKey, (from, to): (&PeerId, &PeerId), session: u64) -> Proof {
+    let mut hasher = blake3::Hasher::new_derive_key(PROOF_CONTEXT);
+    for part in [key.as_bytes(), from.as_bytes(), to.as_bytes()] {
+        hasher.update(part);
+    }
+    hasher.update(&session.to_be_bytes());
+    let mut proof = Proof::default();
+    hasher.finalize_xof().fill(&mut proof);
+    proof
+}
 
 /// Answers those who know a document that is open here, and nobody else: a stranger could aim our packets otherwise.
 pub trait Doorkeeper: Send + Sync + std::fmt::Debug {

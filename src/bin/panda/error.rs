@@ -94,6 +94,12 @@ pub enum CliError {
     /// A relay cannot start.
     #[error(transparent)]
     Relay(#[from] panda_network::relay::RelayError),
+    /// `--relay-only` without a relay. The caller erred.
+    #[error("--relay-only needs a relay: give one with --relay HOST[:PORT][#KEY], or take --relay-only=false")]
+    RelayOnly,
+    /// The doctor expects that nobody can be reached, and says why.
+    #[error(transparent)]
+    Trouble(#[from] panda_network::doctor::Trouble),
     /// Something about this machine is missing.
     #[error("{0}")]
     Environment(String),

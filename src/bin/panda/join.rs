@@ -16,6 +16,12 @@ use crate::options::NodeArgs;
 #[command(after_help = "Examples:
   panda join panda:aeqqb... notes.md   keep notes.md in step until Ctrl-C
   panda join panda:aeqqb... notes.md   again: goes on where it stopped, with what you edited meanwhile
+  panda join --relay relay.example.org panda:aeqqb... notes.md
+                                       be found at this relay too; those in the ticket are used in any case
+  panda join --relay-only panda:aeqqb... notes.md
+                                       tell the others no address of this machine
+
+The status line says how peers are reached. If it stays at \"no peer connected\", `panda doctor TICKET` says why.
 
 If notes.md has other content when you join for the first time, that is kept as notes.md.before-join.")]
 pub struct JoinArgs {
@@ -43,12 +49,16 @@ pub async fn run(args: JoinArgs) -> Result<(), CliError> {
     if last.as_ref().is_some_and(|last| last.document() != Some(ticket.document())) {
         return Err(CliError::OtherDocument { path: args.file });
     }
-    let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port)).await?;
+    let reach = args.node.reach.or(last.as_ref().map(StateFile::reach));
+    if reach.relay_only && reach.relays.is_empty() && ticket.relays().is_empty() {
+        return Err(CliError::RelayOnly);
+    }
+    let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port), &reach).await?;
     let state = match StateFile::recover(&data_dir, &file)? {
         Some(state) => state,
         None => StateFile::new(&data_dir, &file, ticket.document()),
     };
     let document = network.open(ticket).await?;
     eprintln!("Following the shared document in {}; Ctrl-C stops.", args.file.display());
-    Session::new(network, document, state, file).run().await
+    Session::new(network, document, state, file, reach).run().await
 }

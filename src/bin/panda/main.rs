@@ -5,11 +5,13 @@
 mod bench;
 mod child;
 mod demo;
+mod doctor;
 mod error;
 mod figures;
 mod file_sync;
 mod join;
 mod options;
+mod reach;
 mod relay;
 mod share;
 mod text_doc;
@@ -31,6 +33,7 @@ use crate::error::CliError;
   panda join panda:aeqqb... notes.md   keep a file in step with a shared one
   panda demo                           see it work: two nodes, offline editing, a crash, nothing lost
   panda bench                          measure it on this machine
+  panda doctor                         say why this machine can connect to others, or cannot
   panda relay                          help others to reach each other
 
 `panda help COMMAND` says more about each."
@@ -49,6 +52,7 @@ enum Command {
     Join(join::JoinArgs),
     Demo(demo::DemoArgs),
     Bench(bench::BenchArgs),
+    Doctor(doctor::DoctorArgs),
     Relay(Box<relay::RelayArgs>),
     #[command(hide = true)]
     Node(child::driver::NodeProcessArgs),
@@ -82,6 +86,7 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Join(args) => join::run(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Bench(args) => bench::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Relay(args) => relay::run(*args).await,
         Command::Node(args) => child::driver::run(args).await,
     }
@@ -132,6 +137,38 @@ mod tests {
         let Ok(Command::Relay(args)) = parse(line) else { panic!("relay is not understood") };
         assert!(args.json && args.config.is_some());
         assert_eq!(args.public_address.unwrap().0.to_string(), "relay.example.org:443");
+    }
+
+    #[test]
+    fn relays_are_given_once_each() {
+        let Ok(Command::Share(args)) =
+            parse("panda share --relay one.example.org --relay [::1]:7443 --relay-only n.md")
+        else {
+            panic!("share with relays is not understood");
+        };
+        let relays: Vec<_> = args.node.reach.relays.iter().map(ToString::to_string).collect();
+        assert_eq!(relays, ["one.example.org:443", "[::1]:7443"]);
+        assert_eq!((args.node.reach.relay_only, args.file.to_str()), (Some(true), Some("n.md")));
+        let Ok(Command::Join(args)) = parse("panda join panda:abc n.md --relay-only=false --relay a,b:1") else {
+            panic!("join with relays is not understood");
+        };
+        assert_eq!((args.node.reach.relay_only, args.node.reach.relays.len()), (Some(false), 2));
+    }
+
+    #[test]
+    fn the_doctor_takes_relays_servers_and_a_ticket() {
+        let Ok(Command::Doctor(args)) = parse(
+            "panda doctor --relay relay.example.org --stun stun.example.org --stun 192.0.2.1:99 panda:abc --json",
+        ) else {
+            panic!("doctor is not understood");
+        };
+        let stun: Vec<_> = args.stun.iter().map(ToString::to_string).collect();
+        assert_eq!(stun, ["stun.example.org:3478", "192.0.2.1:99"]);
+        assert_eq!((args.relays.len(), args.ticket.as_deref(), args.json), (1, Some("panda:abc"), true));
+        assert!(matches!(parse("panda doctor"), Ok(Command::Doctor(args)) if args.ticket.is_none()));
+        for line in ["panda doctor --stun a:b", "panda share n.md --relay a#b", "panda doctor --relay :1"] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
     }
 
     #[test]

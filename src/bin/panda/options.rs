@@ -8,6 +8,7 @@ use panda_network::store::Durability;
 use panda_network::{PandaNetwork, PandaNetworkOptions};
 
 use crate::error::CliError;
+use crate::reach::{Reach, ReachArgs};
 
 /// What survives when something stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,6 +49,8 @@ pub struct NodeArgs {
     /// What an edit survives once it counts as saved
     #[arg(long, value_enum, default_value_t = DurabilityArg::Power)]
     pub durability: DurabilityArg,
+    #[command(flatten)]
+    pub reach: ReachArgs,
 }
 
 impl NodeArgs {
@@ -67,9 +70,14 @@ impl NodeArgs {
     ///
     /// # Errors
     /// What the node says, or when the directory cannot be made.
-    pub async fn start(&self, data_dir: &Path, last_port: Option<u16>) -> Result<PandaNetwork, CliError> {
+    pub async fn start(
+        &self,
+        data_dir: &Path,
+        last_port: Option<u16>,
+        reach: &Reach,
+    ) -> Result<PandaNetwork, CliError> {
         create_private_dir(data_dir).map_err(CliError::io("make the directory", data_dir))?;
-        let options = PandaNetworkOptions::new(data_dir).with_durability(self.durability.into());
+        let options = reach.apply(PandaNetworkOptions::new(data_dir).with_durability(self.durability.into()));
         if let Some(listen) = self.listen {
             return Ok(PandaNetwork::start(options.with_listen_address(listen)).await?);
         }

@@ -9,14 +9,20 @@ use crate::file_sync::file_text::{read_text, resolve};
 use crate::file_sync::session::Session;
 use crate::file_sync::state_file::StateFile;
 use crate::options::NodeArgs;
+use crate::reach::wait_for_relay;
 
 /// Share a text file: prints a ticket and keeps the file in step with everyone who joins
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   panda share notes.md                 print a ticket, then keep notes.md in step until Ctrl-C
   panda share notes.md                 again: goes on with the same document and ticket
+  panda share --relay relay.example.org#mzxw6... notes.md
+                                       for others anywhere, behind NATs and firewalls; remembered with the file
   panda share --listen 0.0.0.0:7000 notes.md
                                        listen on a fixed port, for a firewall rule
+
+A relay introduces nodes to each other and forwards when nothing else works; it can read nothing of what they say. Your
+cooperative runs one (`panda relay`). `panda doctor` says whether others will reach you.
 
 Who has the ticket can read and write the document: send it like a password.")]
 pub struct ShareArgs {
@@ -25,6 +31,12 @@ pub struct ShareArgs {
     #[command(flatten)]
     pub node: NodeArgs,
 }
+
+/// Said when nobody helps through NATs.
+const NO_RELAY: &str = "\
+No relay is given: others can join on the same network, or if this machine has a public address. To be reached through
+NATs and firewalls, share with --relay HOST, the relay of your cooperative.
+";
 
 /// Runs until Ctrl-C.
 ///
@@ -37,7 +49,11 @@ pub async fn run(args: ShareArgs) -> Result<(), CliError> {
     if last.is_none() {
         read_text(&file).map_err(|problem| CliError::File { path: args.file.clone(), problem })?;
     }
-    let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port)).await?;
+    let reach = args.node.reach.or(last.as_ref().map(StateFile::reach));
+    if reach.relay_only && reach.relays.is_empty() {
+        return Err(CliError::RelayOnly);
+    }
+    let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port), &reach).await?;
     let (document, state) = match StateFile::recover(&data_dir, &file)? {
         Some(state) => {
             let id = state.document().ok_or_else(|| CliError::OtherDocument { path: args.file.clone() })?;
@@ -51,10 +67,17 @@ pub async fn run(args: ShareArgs) -> Result<(), CliError> {
             (document, state)
         }
     };
+    let trouble = wait_for_relay(&network).await;
     let ticket = document.ticket().await?.to_string();
     println!("{ticket}");
     eprintln!("Sharing {}. On the other side:\n\n  panda join {ticket} {}\n", args.file.display(), hint(&file));
-    Session::new(network, document, state, file).run().await
+    if reach.relays.is_empty() {
+        eprintln!("{NO_RELAY}");
+    }
+    if let Some(reason) = trouble {
+        eprintln!("No relay is up yet ({reason}). Others elsewhere can join when one is; `panda doctor` says more.\n");
+    }
+    Session::new(network, document, state, file, reach).run().await
 }
 
 /// The file's bare name, for the command that the other side types into a shell.

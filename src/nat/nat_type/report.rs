@@ -44,6 +44,37 @@ impl Mapping {
     }
 }
 
+impl std::fmt::Display for MappingBehaviour {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::EndpointIndependent => "endpoint-independent",
+            Self::AddressDependent => "address-dependent",
+            Self::AddressAndPortDependent => "address and port-dependent",
+        })
+    }
+}
+
+impl std::fmt::Display for FilteringBehaviour {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::EndpointIndependent => "endpoint-independent",
+            Self::AddressDependent => "address-dependent",
+            Self::AddressAndPortDependent => "address and port-dependent",
+        })
+    }
+}
+
+impl std::fmt::Display for Mapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoNat => f.write_str("none"),
+            Self::Behaviour(behaviour) => behaviour.fmt(f),
+            Self::Dependent => f.write_str("address-dependent, perhaps port-dependent"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
 /// What is known about the way out of this network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NatReport {

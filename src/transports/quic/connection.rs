@@ -64,11 +64,13 @@ impl QuicConnection {
         let inbound = Arc::new(Inbound::new(transport.counters.clone(), path_stream));
         let kind = watch::Sender::new(PathKind::Direct);
         let path_kind = kind.subscribe();
+        let reports = Arc::default();
         if let Some(traversal) = transport.traversal.clone() {
-            let kept = Kept { quinn: quinn.clone(), peer, dialled, epoch, kind, stream, relays };
+            let paths = Arc::clone(&reports);
+            let kept = Kept { quinn: quinn.clone(), peer, dialled, epoch, kind, paths, stream, relays };
             tokio::spawn(keep_paths(traversal, kept));
         }
-        transport.pool.add(peer, Live { quinn: quinn.clone(), flush });
+        transport.pool.add(peer, Live { quinn: quinn.clone(), flush, paths: reports });
         tracing::debug!(peer = %peer.short(), dialled, "connected");
 
         let (pool, sorting, weak_link) = (transport.pool.clone(), inbound.clone(), Arc::downgrade(&link));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use quinn::Connection;
 
 use super::flush::FlushSet;
+use crate::transport::PathReport;
 
 /// Facts about one peer that is connected now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct PeerStats {
 pub(super) struct Live {
     pub(super) quinn: Connection,
     pub(super) flush: Arc<FlushSet>,
+    /// Its paths, as the task that keeps them last saw them.
+    pub(super) paths: Arc<Mutex<Vec<PathReport>>>,
 }
 
 /// The state of one peer. Counters of dead connections have atomics of their own, so that reading them blocks nobody.
@@ -57,6 +60,12 @@ impl PeerState {
     /// All live connections, oldest first.
     pub(super) fn connections(&self) -> Vec<Live> {
         self.live().clone()
+    }
+
+    /// The paths of the newest connection.
+    pub(super) fn paths(&self) -> Vec<PathReport> {
+        let current = self.live().last().map(|live| live.paths.clone());
+        current.map(|paths| paths.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
     }
 
     /// The counters of all connections, dead and alive.

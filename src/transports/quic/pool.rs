@@ -6,6 +6,7 @@ use dashmap::DashMap;
 
 use super::peer_state::{Live, PeerState, PeerStats};
 use crate::ids::PeerId;
+use crate::transport::PathReport;
 
 /// The peers that are connected now. Bounded by the limit on connections: a peer leaves with its last one.
 #[derive(Debug, Default)]
@@ -46,6 +47,11 @@ impl ConnectionPool {
     /// One peer, if it is connected.
     pub(super) fn peer(&self, peer: &PeerId) -> Option<PeerStats> {
         self.peers.get(peer).map(|state| state.stats())
+    }
+
+    /// The paths to one peer; none when it is not connected.
+    pub(super) fn paths(&self, peer: &PeerId) -> Vec<PathReport> {
+        self.peers.get(peer).map(|state| state.paths()).unwrap_or_default()
     }
 
     /// All live connections in an order that does not depend on hashing, so that simulations repeat.

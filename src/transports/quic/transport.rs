@@ -29,7 +29,8 @@ use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::doorkeeper::Doorkeeper;
 use crate::rendezvous::signal::Candidate;
 use crate::transport::{
-    BoxFuture, CloseReason, Connection, Transport, TransportCapabilities, TransportError, TransportKind, TransportStats,
+    BoxFuture, CloseReason, Connection, PathReport, Transport, TransportCapabilities, TransportError, TransportKind,
+    TransportStats,
 };
 use crate::transports::host::OsNetwork;
 use crate::transports::relay_client::RelayState;
@@ -170,6 +171,12 @@ impl QuicTransport {
     /// Facts about one peer, if it is connected.
     pub fn peer_stats(&self, peer: &PeerId) -> Option<PeerStats> {
         self.inner().pool.peer(peer)
+    }
+
+    /// The ways to a connected peer that are known, with what came of trying them. Empty without NAT traversal, and in the
+    /// first moments of a connection.
+    pub fn peer_paths(&self, peer: &PeerId) -> Vec<PathReport> {
+        self.inner().pool.paths(peer)
     }
 
     pub(super) fn inner(&self) -> &Arc<QuicTransportImpl> {

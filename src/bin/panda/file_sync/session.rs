@@ -13,11 +13,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::atomic_write::{Replaced, replace};
 use super::file_text::{FILE_MAX_BYTES, FileProblem, read_text};
 use super::state_file::StateFile;
-use super::status_line::{Pause, StatusLine, StatusView};
+use super::status_line::{Connectivity, Pause, StatusLine, StatusView};
 use super::text_merge::{TextMerge, Write};
 use super::watcher::FileWatcher;
 use crate::error::CliError;
 use crate::options::{now_us, stop_requested};
+use crate::reach::Reach;
 
 /// Wait after a file event: editors write in several steps.
 const FILE_DEBOUNCE: Duration = Duration::from_millis(100);
@@ -42,6 +43,7 @@ pub struct Session {
     document: Document,
     state: StateFile,
     file: PathBuf,
+    reach: Reach,
     merge: TextMerge,
     /// The log is read: before that, comparing with the file would mean nothing.
     ready: bool,
@@ -62,13 +64,14 @@ enum Round {
 
 impl Session {
     /// A session that has not read anything yet. `file` is resolved: no symbolic link.
-    pub fn new(network: PandaNetwork, document: Document, state: StateFile, file: PathBuf) -> Self {
+    pub fn new(network: PandaNetwork, document: Document, state: StateFile, file: PathBuf, reach: Reach) -> Self {
         Self {
             merge: TextMerge::new(state.written().unwrap_or(0)),
             network,
             document,
             state,
             file,
+            reach,
             ready: false,
             outgoing: VecDeque::new(),
             empty_since: None,
@@ -101,7 +104,8 @@ impl Session {
     }
 
     async fn follow(&mut self) -> Result<(), CliError> {
-        self.state.set_port(self.network.local_addresses().first().map(std::net::SocketAddr::port))?;
+        let port = self.network.local_addresses().first().map(std::net::SocketAddr::port);
+        self.state.set_port_and_reach(port, self.reach.clone())?;
         let mut subscription = self.replay().await?;
         let mut watcher = FileWatcher::new(&self.file);
         let status = self.document.status();
@@ -120,7 +124,7 @@ impl Session {
                 () = wait_until(due) => self.settle().await?,
                 _ = poll.tick() => self.settle().await?,
                 _ = redraw.tick() => {
-                    let view = StatusView::new(&status.borrow(), self.pause.clone());
+                    let view = StatusView::new(&status.borrow(), Connectivity::of(&self.network), self.pause.clone());
                     self.line.show(&view, now_us());
                 }
             }

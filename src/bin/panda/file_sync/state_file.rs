@@ -12,6 +12,7 @@ use panda_network::store::Position;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
+use crate::reach::Reach;
 
 const FILE_NAME: &str = "panda-file.json";
 
@@ -28,6 +29,9 @@ pub struct FileState {
     intent: Option<Intent>,
     /// The port of the last run: tickets and peers remember it.
     port: Option<u16>,
+    /// Relays, so that the next start needs no option.
+    #[serde(default)]
+    reach: Reach,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +91,7 @@ impl StateFile {
     /// The state of a file that was never followed. Nothing is written yet.
     pub fn new(data_dir: &Path, file: &Path, document: DocumentId) -> Self {
         let (document, file) = (document.to_string(), file.to_string_lossy().into_owned());
-        let state = FileState { document, file, written: None, intent: None, port: None };
+        let state = FileState { document, file, written: None, intent: None, port: None, reach: Reach::default() };
         Self { path: data_dir.join(FILE_NAME), state }
     }
 
@@ -106,12 +110,17 @@ impl StateFile {
         self.state.port
     }
 
-    /// Remembers the port.
+    /// How the node was to be reached.
+    pub fn reach(&self) -> &Reach {
+        &self.state.reach
+    }
+
+    /// Remembers the port, and how the node is to be reached.
     ///
     /// # Errors
     /// When it cannot be saved.
-    pub fn set_port(&mut self, port: Option<u16>) -> Result<(), CliError> {
-        self.state.port = port;
+    pub fn set_port_and_reach(&mut self, port: Option<u16>, reach: Reach) -> Result<(), CliError> {
+        (self.state.port, self.state.reach) = (port, reach);
         self.save().map_err(CliError::io("save", &self.path))
     }
 
@@ -196,9 +205,20 @@ mod tests {
         assert!(StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().is_none());
         let mut state = StateFile::new(dir.path(), Path::new("/notes.md"), document());
         state.set_written(7).unwrap();
-        state.set_port(Some(4000)).unwrap();
+        let reach = Reach { relays: vec!["relay.example.org:443".into()], relay_only: true };
+        state.set_port_and_reach(Some(4000), reach.clone()).unwrap();
         let loaded = StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().unwrap();
         assert_eq!((loaded.document(), loaded.written(), loaded.port()), (Some(document()), Some(7), Some(4000)));
+        assert_eq!(loaded.reach(), &reach);
+    }
+
+    #[test]
+    fn a_state_from_before_relays_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(r#"{{"document":"{}","file":"/notes.md","written":7,"intent":null,"port":1}}"#, document());
+        std::fs::write(dir.path().join(FILE_NAME), text).unwrap();
+        let loaded = StateFile::load(dir.path(), Path::new("/notes.md")).unwrap().unwrap();
+        assert_eq!(loaded.reach(), &Reach::default());
     }
 
     #[test]

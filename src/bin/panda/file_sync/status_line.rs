@@ -1,17 +1,62 @@
 //! The one line that says how a followed file is doing.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use panda_network::DocumentStatus;
+use panda_network::transport::PathKind;
+use panda_network::transports::relay_client::RelayState;
+use panda_network::{DocumentStatus, PandaNetwork};
 
 use super::file_text::FileProblem;
+
+/// By what kinds of path peers are reached, and whether relays are up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Connectivity {
+    /// Connections by the kind of path they use, best first.
+    pub paths: BTreeMap<PathKind, usize>,
+    /// Relays whose sessions are up.
+    pub relays_up: usize,
+    /// Relays in all.
+    pub relays: usize,
+}
+
+impl Connectivity {
+    /// Of a node, now.
+    pub fn of(network: &PandaNetwork) -> Self {
+        let mut paths = BTreeMap::new();
+        for (info, _) in network.connections() {
+            *paths.entry(info.path).or_default() += 1;
+        }
+        let relays = network.relays();
+        let relays_up = relays.iter().filter(|(_, state)| matches!(state, RelayState::Up(_))).count();
+        Self { paths, relays_up, relays: relays.len() }
+    }
+
+    fn paths(&self) -> String {
+        let only = self.paths.values().sum::<usize>() == 1;
+        let kinds =
+            self.paths.iter().map(|(kind, count)| if only { kind.to_string() } else { format!("{count} {kind}") });
+        kinds.collect::<Vec<_>>().join(", ")
+    }
+
+    fn relays(&self) -> Option<String> {
+        match (self.relays_up, self.relays) {
+            (_, 0) => None,
+            (0, 1) => Some("relay not reached".into()),
+            (_, 1) => Some("relay up".into()),
+            (up, all) => Some(format!("{up} of {all} relays up")),
+        }
+    }
+}
 
 /// What the line shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusView {
     /// Connected peers.
     pub peers: usize,
+    /// How they and the relays are reached.
+    pub connectivity: Connectivity,
     /// Own operations that nobody else has.
     pub pending: usize,
     /// Operations that others have and we do not.
@@ -54,19 +99,25 @@ impl std::fmt::Display for Pause {
 
 impl StatusView {
     /// What the line says of a document.
-    pub fn new(status: &DocumentStatus, pause: Option<Pause>) -> Self {
+    pub fn new(status: &DocumentStatus, connectivity: Connectivity, pause: Option<Pause>) -> Self {
         let DocumentStatus { peers, pending, missing, last_sync_us, .. } = *status;
-        Self { peers, pending, missing, last_sync_us, pause }
+        Self { peers, connectivity, pending, missing, last_sync_us, pause }
     }
 
     /// The line without the time, which changes by itself.
     pub fn summary(&self) -> String {
-        let peers = match self.peers {
+        let mut line: String = match self.peers {
             0 => "no peer connected".into(),
             1 => "1 peer".into(),
             peers => format!("{peers} peers"),
         };
-        let mut line = format!("{peers} · {} pending", self.pending);
+        if self.peers > 0 && !self.connectivity.paths.is_empty() {
+            line += &format!(" ({})", self.connectivity.paths());
+        }
+        if let Some(relays) = self.connectivity.relays() {
+            line += &format!(" · {relays}");
+        }
+        line += &format!(" · {} pending", self.pending);
         if self.missing > 0 {
             line += &format!(" · {} to come", self.missing);
         }
@@ -133,7 +184,8 @@ mod tests {
     use super::*;
 
     fn view() -> StatusView {
-        StatusView { peers: 0, pending: 3, missing: 0, last_sync_us: None, pause: None }
+        let connectivity = Connectivity::default();
+        StatusView { peers: 0, connectivity, pending: 3, missing: 0, last_sync_us: None, pause: None }
     }
 
     #[test]
@@ -143,6 +195,18 @@ mod tests {
         assert_eq!(synced.line(1_500_000), "2 peers · 3 pending · 9 to come · last sync just now");
         assert!(synced.line(43_000_000).ends_with("last sync 42 s ago"));
         assert!(synced.line(7_300_000_000).ends_with("last sync 2 h ago"));
+    }
+
+    #[test]
+    fn the_line_says_how_peers_and_relays_are_reached() {
+        let with = |peers, paths: &[(PathKind, usize)], relays_up, relays| {
+            let connectivity = Connectivity { paths: paths.iter().copied().collect(), relays_up, relays };
+            StatusView { peers, connectivity, ..view() }.summary()
+        };
+        assert_eq!(with(1, &[(PathKind::Punched, 1)], 1, 1), "1 peer (punched) · relay up · 3 pending");
+        let several = [(PathKind::Forwarded, 1), (PathKind::Lan, 2)];
+        assert_eq!(with(3, &several, 1, 2), "3 peers (2 same network, 1 relayed) · 1 of 2 relays up · 3 pending");
+        assert_eq!(with(0, &[], 0, 1), "no peer connected · relay not reached · 3 pending");
     }
 
     #[test]

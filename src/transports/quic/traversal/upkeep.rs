@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,8 +14,8 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::Traversal;
 use super::checker::Checker;
+use super::{Traversal, lock};
 use crate::frame::{FrameDecoder, put_frame};
 use crate::ids::PeerId;
 use crate::limits::FRAME_MAX_BYTES;
@@ -24,7 +24,7 @@ use crate::nat::path_selection::{PathEvent, PathSelection};
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::signal::{Candidate, Signal};
 use crate::rendezvous::wire::NodeFrame;
-use crate::transport::{CloseReason, PathKind};
+use crate::transport::{CloseReason, PathKind, PathReport};
 use crate::transports::quic::wire::{StreamType, code};
 use crate::transports::relay_client::RelayState;
 use crate::watch;
@@ -52,6 +52,8 @@ pub(in crate::transports::quic) struct Kept {
     pub(in crate::transports::quic) epoch: Arc<AtomicU64>,
     /// The kind of the path in use, for reports.
     pub(in crate::transports::quic) kind: watch::Sender<PathKind>,
+    /// All paths as they are, for reports.
+    pub(in crate::transports::quic) paths: Arc<Mutex<Vec<PathReport>>>,
     /// Brings the stream that the dialler opens.
     pub(in crate::transports::quic) stream: oneshot::Receiver<PathStream>,
     /// Relays at which the peer may be found, for a standby.
@@ -129,6 +131,7 @@ impl Upkeep {
         let mut watching = true;
         loop {
             self.checker.selection.set_datagram_bytes(self.kept.quinn.stats().path.current_mtu);
+            self.tell_paths();
             let wake = self.wake.clone();
             tokio::select! {
                 biased;
@@ -277,6 +280,19 @@ impl Upkeep {
             self.checker.note_in_use(path, kind);
             self.kept.kind.send_if_modified(|current| std::mem::replace(current, kind) != kind);
         }
+    }
+
+    fn tell_paths(&self) {
+        let selection = &self.checker.selection;
+        let selected = selection.selected().map(|(path, _)| path);
+        let mut reports = lock(&self.kept.paths);
+        reports.clear();
+        reports.extend(selection.paths().map(|(path, _, round_trip)| PathReport {
+            kind: self.checker.kind(path),
+            remote: path.remote,
+            round_trip,
+            selected: selected == Some(path),
+        }));
     }
 
     async fn tell(&self, send: &mut SendStream, candidates: Vec<Candidate>) -> Option<()> {

@@ -1,0 +1,221 @@
+//! The doctor behind every kind of NAT: it names the behaviour, tries relays and TURN, and reaches a ticket's peer by the path
+//! that it expects. On virtual time; `PANDA_SEED=<seed>` changes the seed.
+#![cfg(all(feature = "sim", feature = "relay"))]
+
+#[path = "support/places.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod places;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use panda_network::doctor::{self, DoctorOptions, PeerKind, Report, Trouble};
+use panda_network::identity::Identity;
+use panda_network::nat::nat_type::{FilteringBehaviour, Mapping, MappingBehaviour};
+use panda_network::relay::{Alternate, Relay, RelayOptions};
+use panda_network::rendezvous::address::{HostPort, RelayAddress};
+use panda_network::rendezvous::wire::TurnTransport;
+use panda_network::sim::{self, Sim, SimHost};
+use panda_network::transport::PathKind;
+use panda_network::transports::quic::QuicTransportOptions;
+use places::{Place, World};
+
+const ONE_WAY: Duration = Duration::from_millis(20);
+/// What `examine` promises.
+const AT_MOST: Duration = Duration::from_secs(15);
+
+fn seed() -> u64 {
+    std::env::var("PANDA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
+
+/// A second relay, with the two addresses and two ports that RFC 5780 needs, and TURN over TCP.
+fn relay_with_alternate(sim: &Sim, world: &World) -> Relay {
+    let (first, other) = (IpAddr::from([203, 0, 113, 2]), IpAddr::from([203, 0, 113, 3]));
+    let host = world.network.host(first);
+    host.add_address(&world.network.internet(), other).unwrap();
+    world.network.name("behaviour.example.org", first);
+    let options = RelayOptions::new(Identity::from_seed(&sim.derive_seed("behaviour")))
+        .with_listen((first, 443).into())
+        .with_datagrams((first, 3478).into())
+        .with_alternate(Alternate { ip: other, port: 3479 })
+        .with_turn_tcp((first, 3478).into())
+        .with_public_address(HostPort::new("behaviour.example.org", 443).unwrap())
+        .with_seed(sim.derive_seed("behaviour's numbers"));
+    Relay::start(Arc::new(host), options).unwrap()
+}
+
+async fn examine(sim: &Sim, host: &SimHost, options: DoctorOptions) -> Report {
+    let options = options.with_seed(sim.derive_seed("doctor"));
+    let report = doctor::examine(Arc::new(host.clone()), options).await.unwrap();
+    assert!(report.took <= AT_MOST, "{:?}", report.took);
+    report
+}
+
+/// What the doctor finds at a place, with both relays.
+fn at(place: Place) -> Report {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, ONE_WAY);
+        let second = relay_with_alternate(&sim, &world);
+        let relays = [second.address().clone(), world.relays[0].1.address().clone()];
+        examine(&sim, &world.host(place), DoctorOptions::new().with_relays(relays)).await
+    })
+}
+
+#[test]
+fn every_nat_is_called_by_its_name() {
+    use FilteringBehaviour::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
+    let easy = Mapping::Behaviour(MappingBehaviour::EndpointIndependent);
+    let hard = Mapping::Behaviour(MappingBehaviour::AddressAndPortDependent);
+    let expected = [
+        (Place::Public, Mapping::NoNat, EndpointIndependent, true),
+        (Place::FullCone, easy, EndpointIndependent, true),
+        (Place::AddressRestricted, easy, AddressDependent, true),
+        (Place::PortRestricted, easy, AddressAndPortDependent, true),
+        (Place::Symmetric, hard, AddressAndPortDependent, false),
+        // Preserves the port for the first server only, and there are two.
+        (Place::SymmetricPreserving, hard, AddressAndPortDependent, false),
+        (Place::CarrierGrade, easy, AddressAndPortDependent, false),
+    ];
+    for (place, mapping, filtering, port_preserved) in expected {
+        let report = at(place);
+        assert_eq!(report.nat.len(), 1, "{place:?}: {report:#?}");
+        let nat = report.nat[0].report;
+        let found = (nat.mapping, nat.filtering, nat.port_preserved);
+        assert_eq!(found, (mapping, Some(filtering), Some(port_preserved)), "{place:?}");
+        assert_eq!(nat.hairpin, Some(matches!(place, Place::Public | Place::CarrierGrade)), "{place:?}");
+        assert_eq!(report.verdict(), Ok(()), "{place:?}");
+        for relay in &report.relays {
+            let session = relay.session.as_ref().unwrap();
+            assert_eq!(relay.address.key, Some(session.key));
+            assert!(relay.stun.iter().all(|stun| stun.round_trip.as_ref().unwrap() == &(2 * ONE_WAY)), "{relay:#?}");
+            assert!(relay.turn.iter().all(|turn| turn.relayed.is_some()), "{relay:#?}");
+        }
+        let transports: Vec<_> = report.relays[0].turn.iter().map(|turn| turn.transport).collect();
+        assert_eq!(transports, [TurnTransport::Udp, TurnTransport::Tcp, TurnTransport::Tls]);
+    }
+}
+
+#[test]
+fn behind_a_firewall_that_blocks_udp_only_tls_works_and_that_is_enough() {
+    let report = at(Place::UdpBlocked);
+    assert!(report.nat[0].report.udp_blocked());
+    for relay in &report.relays {
+        assert!(relay.session.is_ok());
+        assert!(relay.stun.iter().all(|stun| stun.round_trip.is_err()));
+        for turn in &relay.turn {
+            assert_eq!(turn.took.is_ok(), turn.transport == TurnTransport::Tls, "{turn:?}");
+        }
+    }
+    let relayed = report.expected().into_iter().filter(|(peer, _)| *peer != PeerKind::SameNetwork);
+    assert!(relayed.into_iter().all(|(_, path)| path == Some(PathKind::TurnTls)));
+    assert_eq!(report.verdict(), Ok(()));
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, ONE_WAY);
+        let host = world.host(Place::PortRestricted);
+        let alone = examine(&sim, &host, DoctorOptions::new()).await;
+        assert_eq!(alone.verdict(), Err(Trouble::NoRelay));
+        assert!(alone.nat.is_empty());
+
+        let gone: RelayAddress = "203.0.113.99:443".parse().unwrap();
+        let unknown: RelayAddress = "nowhere.example.org".parse().unwrap();
+        let report = examine(&sim, &host, DoctorOptions::new().with_relays([gone, unknown])).await;
+        assert!(matches!(report.verdict(), Err(Trouble::NoRelayUp(_))), "{report:#?}");
+        let reason = report.relays[1].session.as_ref().unwrap_err().to_string();
+        assert!(reason.contains("no address is known"), "{reason}");
+
+        let other_key = Identity::from_seed(&[1; 32]).peer_id();
+        let impostor = RelayAddress { key: Some(other_key), ..world.relays[0].1.address().clone() };
+        let report = examine(&sim, &host, DoctorOptions::new().with_relays([impostor])).await;
+        let reason = report.relays[0].session.as_ref().unwrap_err().to_string();
+        assert!(reason.contains("another key"), "{reason}");
+    });
+}
+
+#[test]
+fn stun_servers_alone_tell_the_nat_but_help_nobody_to_meet() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, ONE_WAY);
+        let _second = relay_with_alternate(&sim, &world);
+        let server = |text| HostPort::parse(text, 3478).unwrap();
+        let servers = [server("behaviour.example.org"), server("203.0.113.99")];
+        let options = DoctorOptions::new().with_stun_servers(servers);
+        let report = examine(&sim, &world.host(Place::PortRestricted), options).await;
+        let mapping = Mapping::Behaviour(MappingBehaviour::EndpointIndependent);
+        assert_eq!(report.nat[0].report.mapping, mapping);
+        assert_eq!(report.stun.iter().map(|stun| stun.round_trip.is_ok()).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(report.verdict(), Err(Trouble::NoRelay));
+    });
+}
+
+/// Shares a document at one place and looks at its ticket from another.
+async fn visit(sim: Sim, there: Place, here: Place) -> Report {
+    let world = World::new(&sim, ONE_WAY);
+    let alice = world.node(there, "alice").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let document = alice.network.create().await.unwrap();
+    let ticket = document.ticket().await.unwrap();
+    let host = world.host(here);
+    let socket = QuicTransportOptions::new().with_socket(host.bind(4000).unwrap());
+    let options = DoctorOptions::new().with_quic(socket).with_ticket(ticket);
+    let report = examine(&sim, &host, options).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(alice.network.connections().len(), 0, "the doctor leaves");
+    let address = document.ticket().await.unwrap();
+    assert_eq!(address.peers().len(), 1, "and nobody remembers it");
+    report
+}
+
+#[test]
+fn a_peer_of_a_ticket_is_reached_by_the_path_that_was_expected() {
+    let cases = [
+        (Place::Public, PeerKind::Public, Place::Symmetric, PathKind::Direct),
+        (Place::PortRestricted, PeerKind::PortRestricted, Place::PortRestricted, PathKind::Punched),
+        (Place::Symmetric, PeerKind::Symmetric, Place::Symmetric, PathKind::Forwarded),
+    ];
+    for (there, kind, here, path) in cases {
+        let report = sim::run(seed(), |sim| visit(sim, there, here));
+        assert_eq!(report.verdict(), Ok(()), "{report:#?}");
+        let peer = &report.peers.as_ref().unwrap()[0];
+        assert!(peer.paths[0].selected && peer.paths[0].round_trip.is_some(), "{peer:#?}");
+        assert_eq!(peer.paths[0].kind, path, "{peer:#?}");
+        if kind != PeerKind::PortRestricted {
+            // With one server the kind of NAT cannot be known, and the worse is expected.
+            assert!(report.expected().contains(&(kind, Some(path))), "{report:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_is_told_from_a_bad_network() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, ONE_WAY);
+        let alice = world.node(Place::PortRestricted, "alice").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let ticket = alice.network.create().await.unwrap().ticket().await.unwrap();
+        alice.host.crash();
+        let host = world.host(Place::PortRestricted);
+        let socket = QuicTransportOptions::new().with_socket(host.bind(4000).unwrap());
+        let options = DoctorOptions::new().with_quic(socket).with_ticket(ticket);
+        let report = examine(&sim, &host, options).await;
+        assert!(report.relays[0].session.is_ok());
+        assert!(matches!(report.verdict(), Err(Trouble::NoPeer(_))), "{report:#?}");
+    });
+}
+
+#[test]
+fn dropping_an_examination_ends_it() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, ONE_WAY);
+        let host = world.host(Place::PortRestricted);
+        let options = DoctorOptions::new().with_relays([world.relays[0].1.address().clone()]);
+        let examined = tokio::time::timeout(5 * ONE_WAY, doctor::examine(Arc::new(host), options)).await;
+        assert!(examined.is_err());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(world.relays[0].1.snapshot().sessions, 0);
+    });
+}

@@ -1,0 +1,122 @@
+//! `panda relay`, `panda share` and `panda doctor` as processes on loopback: what a person types, and what programs read.
+
+#![cfg(feature = "cli")]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use panda_network::DocumentTicket;
+use serde_json::Value;
+
+/// A process that runs until it is told to stop, and the first line that it printed.
+struct Running {
+    child: Child,
+    line: String,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self { child, line: line.trim().to_owned() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn panda(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_panda"));
+    command.args(arguments).env_remove("PANDA_RELAY");
+    command
+}
+
+/// A relay on loopback and its address.
+fn relay(directory: &Path) -> (Running, String) {
+    let config = directory.join("relay.toml");
+    let text =
+        "listen = '127.0.0.1:0'\ndatagrams = '127.0.0.1:0'\nturn.tcp = '127.0.0.1:0'\npeers.allow = ['127.0.0.0/8']\n";
+    std::fs::write(&config, text).unwrap();
+    let relay = Running::start(panda(&["relay", "--json", "--config"]).arg(config));
+    let started: Value = serde_json::from_str(&relay.line).unwrap();
+    let address = started["address"].as_str().unwrap().to_owned();
+    (relay, address)
+}
+
+fn object(output: &Output) -> Value {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"))
+}
+
+#[test]
+fn the_doctor_finds_a_relay_with_all_it_offers() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_relay, address) = relay(directory.path());
+    let output = panda(&["doctor", "--json", "--relay", &address]).output().unwrap();
+    let report = object(&output);
+    assert!(output.status.success(), "{report:#}");
+    assert_eq!((&report["works"], &report["reason"]), (&Value::Bool(true), &Value::Null));
+    let relay = &report["relays"][0];
+    assert_eq!((&relay["pinned"], &relay["up"]), (&Value::Bool(true), &Value::Bool(true)));
+    assert!(relay["session_ms"].is_number() && relay["stun"][0]["round_trip_ms"].is_number(), "{relay:#}");
+    let turn = relay["turn"].as_array().unwrap();
+    assert_eq!(turn.iter().map(|turn| turn["transport"].as_str().unwrap()).collect::<Vec<_>>(), ["UDP", "TCP", "TLS"]);
+    assert!(turn.iter().all(|turn| turn["relayed"].is_string()), "{relay:#}");
+    assert_eq!(report["nat"][0]["mapping"], "none");
+    assert_eq!(report["peers"], Value::Null);
+
+    let output = panda(&["doctor", "--relay", address.split('#').next().unwrap()]).output().unwrap();
+    let page = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(page.contains("not pinned") && page.contains(&address), "the key to pin is told: {page}");
+}
+
+#[test]
+fn without_a_relay_the_doctor_says_so_and_fails() {
+    let output = panda(&["doctor", "--json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(object(&output)["reason"].as_str().unwrap().starts_with("no relay is known"));
+    let last = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(last.starts_with("panda: no relay is known"), "{last}");
+}
+
+#[test]
+fn a_shared_file_remembers_its_relay_and_the_doctor_reaches_it_by_its_ticket() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_relay, address) = relay(directory.path());
+    let (file, data) = (directory.path().join("notes.md"), directory.path().join("data"));
+    std::fs::write(&file, "hello").unwrap();
+    let share = |relay: &[&str]| {
+        let running = Running::start(panda(&["share"]).args(relay).arg("--data-dir").arg(&data).arg(&file));
+        let ticket: DocumentTicket = running.line.parse().unwrap();
+        (running, ticket)
+    };
+    let (first, _) = share(&["--relay", &address]);
+    wait_until(|| std::fs::read_to_string(data.join("panda-file.json")).is_ok_and(|state| state.contains(&address)));
+    drop(first);
+
+    let (running, ticket) = share(&[]);
+    let relays = |ticket: &DocumentTicket| ticket.peers()[0].relays().to_vec();
+    assert_eq!(relays(&ticket), [address]);
+    let output = panda(&["doctor", "--json", &running.line]).output().unwrap();
+    let report = object(&output);
+    assert!(output.status.success(), "{report:#}");
+    let paths = report["peers"][0]["paths"].as_array().unwrap();
+    assert!(paths.iter().any(|path| path["in_use"] == true && path["round_trip_ms"].is_number()), "{report:#}");
+}
+
+/// Ends a test that hangs after half a minute.
+fn wait_until(mut done: impl FnMut() -> bool) {
+    for _ in 0..600 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("did not happen");
+}
