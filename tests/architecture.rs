@@ -24,6 +24,8 @@ const PURE_FLOOR: usize = 2;
 const ROOT_FLOOR: usize = 5;
 /// The public test harness: tests of any floor may run on it.
 const HARNESS: &str = "sim";
+/// A tool of the runtime, no adapter: every slice that may wait may use it.
+const TOOL: &str = "watch";
 
 /// Crates that floors 0–2 do without.
 const RUNTIMES: [&str; 3] = ["tokio", "quinn", "rusqlite"];
@@ -129,7 +131,7 @@ fn forbidden(slice: &str, floor: usize, used: &str) -> Option<String> {
     match floor_of(used) {
         None => Some(format!("uses `crate::{used}`, which has no floor: add it to FLOORS in tests/architecture.rs")),
         Some(other) if other > floor => Some(format!("floor {floor} uses `crate::{used}` of floor {other}")),
-        Some(other) if other == floor && used != slice && floor >= SHARED_FLOORS => {
+        Some(other) if other == floor && used != slice && used != TOOL && floor >= SHARED_FLOORS => {
             Some(format!("uses its neighbour `crate::{used}` on floor {floor}: go through a port"))
         }
         Some(_) => None,
@@ -360,6 +362,7 @@ fn a_file_that_uses_a_higher_floor_is_named() {
 fn a_slice_that_uses_its_neighbour_is_named() {
     assert_broken("src/documents/link.rs", "use crate::connections::Connections;", "neighbour `crate::connections`");
     assert_broken("src/storage/mod.rs", "use crate::sim::SimNetwork;", "neighbour `crate::sim`");
+    assert_broken("src/storage/mod.rs", "use crate::watch::Sender;", "");
     assert_broken("src/storage/tests/mod.rs", "use crate::sim::SimNetwork;", "");
     assert_broken("src/storage/read.rs", "#[cfg(test)]\nmod tests { use crate::sim::run; }", "");
     assert_broken("src/storage/read.rs", "#[cfg(test)]\nmod tests { use crate::transports::tls; }", "neighbour");

@@ -7,6 +7,7 @@
 //!
 //! The first byte of every bidirectional stream says what it is (the `wire` module); applications never see it.
 
+mod addresses;
 mod connection;
 mod counters;
 mod demux;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSliceMut;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::task::{Context, Waker};
@@ -16,11 +16,12 @@ use quinn::udp::{RecvMeta, Transmit};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use super::addresses::canonical;
 use super::demux::{Protocol, protocol, retain_segments};
 use super::path_socket::{SocketStats, send_to};
 use super::routes::{Route, RouteTable, Seen};
 use super::unproven::Unproven;
-use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, SOCKET_INJECTED, SOCKET_ROUTES, SOCKET_STUN_WAITING};
+use crate::limits::{SOCKET_INJECTED, SOCKET_ROUTES, SOCKET_STUN_WAITING};
 use crate::nat::path::{Path, Via};
 use crate::rendezvous::forward::{FORWARD_HEADER_BYTES, parse_forward, put_forward};
 
@@ -463,55 +464,5 @@ impl RouteGuard {
 impl Drop for RouteGuard {
     fn drop(&mut self) {
         self.paths.routes().unpin(&self.address);
-    }
-}
-
-/// Addresses of this machine at which a socket bound to `bound` is reached: a wildcard stands for every interface's.
-///
-/// Loopback comes last: it helps two nodes on one machine, and elsewhere the key tells that it is somebody else.
-pub(super) fn host_addresses(bound: SocketAddr, interfaces: &[IpAddr]) -> Vec<SocketAddr> {
-    if !bound.ip().is_unspecified() {
-        return vec![canonical(bound)];
-    }
-    let fits = |ip: &IpAddr| bound.is_ipv6() || ip.is_ipv4();
-    let loopback = IpAddr::from([127, 0, 0, 1]);
-    let ips = interfaces.iter().map(IpAddr::to_canonical).filter(fits).filter(is_dialable).chain([loopback]);
-    let mut seen = BTreeSet::new();
-    let mut addresses: Vec<_> = ips.filter(|ip| seen.insert(*ip)).map(|ip| SocketAddr::new(ip, bound.port())).collect();
-    addresses.sort_by_key(|address| address.ip().is_loopback());
-    addresses.truncate(PEER_ADDRESS_MAX_ADDRESSES);
-    addresses
-}
-
-/// Link-local IPv6 addresses mean nothing without the interface they belong to.
-fn is_dialable(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => !ip.is_unspecified(),
-        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_unicast_link_local() && !ip.is_loopback(),
-    }
-}
-
-/// One spelling per address: IPv4 as IPv4, no flow label.
-pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
-    match (address, address.ip().to_canonical()) {
-        (SocketAddr::V6(v6), IpAddr::V6(ip)) => SocketAddr::V6(SocketAddrV6::new(ip, v6.port(), 0, v6.scope_id())),
-        (address, ip) => SocketAddr::new(ip, address.port()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bound_address_is_itself_and_a_wildcard_ends_with_loopback() {
-        let bound: SocketAddr = "192.0.2.7:4000".parse().unwrap();
-        assert_eq!(host_addresses(bound, &[]), [bound]);
-        let interfaces = ["127.0.0.1", "192.0.2.7", "fe80::1", "2001:db8::7", "::1"].map(|ip| ip.parse().unwrap());
-        let wildcard = host_addresses("[::]:4000".parse().unwrap(), &interfaces);
-        let expected = ["192.0.2.7:4000", "[2001:db8::7]:4000", "127.0.0.1:4000"];
-        assert_eq!(wildcard, expected.map(|address| address.parse::<SocketAddr>().unwrap()));
-        let only_v4 = host_addresses("0.0.0.0:4000".parse().unwrap(), &interfaces);
-        assert!(only_v4.iter().all(SocketAddr::is_ipv4));
     }
 }

@@ -20,6 +20,7 @@ use crate::nat::path_selection::{Check, PathEvent, PathSelection};
 use crate::nat::stun::{IntegrityKey, Scanned, TransactionId};
 use crate::rendezvous::signal::{Candidate, CandidateKind};
 use crate::transport::PathKind;
+use crate::transports::quic::addresses::canonical;
 use crate::watch;
 
 /// What the socket brings for one session.
@@ -116,7 +117,7 @@ impl Checker {
     pub(super) fn add_candidates(&mut self, candidates: &[Candidate]) {
         let now = Instant::now().into_std();
         for candidate in candidates.iter().take(SIGNAL_CANDIDATES) {
-            let remote = super::super::paths::canonical(candidate.address);
+            let remote = canonical(candidate.address);
             if !self.traversal.paths.reaches(&remote) || self.remote.len() >= 2 * SIGNAL_CANDIDATES {
                 continue;
             }

@@ -23,7 +23,8 @@ use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::seal;
 use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
 use crate::rendezvous::wire::{RelayFrame, TurnServer};
-use crate::transports::quic::paths::{Paths, StunInput, canonical, host_addresses};
+use crate::transports::quic::addresses::{canonical, host_addresses};
+use crate::transports::quic::paths::{Paths, StunInput};
 use crate::transports::relay_client::RelayState;
 
 /// How often the interfaces and the relays' states are looked at.

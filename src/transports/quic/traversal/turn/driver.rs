@@ -28,7 +28,8 @@ use crate::nat::stun::{Request, TransactionId};
 use crate::net::ByteStream;
 use crate::rendezvous::address::HostPort;
 use crate::transport::PathKind;
-use crate::transports::quic::paths::{Received, TurnLink, canonical};
+use crate::transports::quic::addresses::canonical;
+use crate::transports::quic::paths::{Received, TurnLink};
 use crate::transports::quic::traversal::Traversal;
 use crate::transports::stream::TokioStream;
 
