@@ -91,12 +91,16 @@ fn a_server_that_is_no_relay_and_one_that_is_silent_are_told_apart_and_ctrl_c_en
     let (wrong, silent) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
     let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
     let (wrong_address, silent_address) = (address(&wrong), address(&silent));
-    let answering =
-        std::thread::spawn(move || wrong.accept().unwrap().0.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+    let answering = std::thread::spawn(move || {
+        let mut stream = wrong.accept().unwrap().0;
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+        // All that is asked is read, or the end of the stream would overtake the answer.
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
     let output = panda(&["doctor", "--json", "--relay", &wrong_address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(object(&output)["reason"].as_str().unwrap().contains("is no relay"), "{}", object(&output));
-    answering.join().unwrap().unwrap();
+    answering.join().unwrap();
 
     let mut command = panda(&["doctor", "--relay", &silent_address]);
     let waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
