@@ -191,6 +191,31 @@ fn a_peer_of_a_ticket_is_reached_by_the_path_that_was_expected() {
 }
 
 #[test]
+fn a_node_tells_all_paths_to_a_connected_peer_and_which_one_is_in_use() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, ONE_WAY);
+        let alice = world.node(Place::PortRestricted, "alice").await;
+        let bob = world.node(Place::FullCone, "bob").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let document = alice.network.create().await.unwrap();
+        bob.network.open(document.ticket().await.unwrap()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        for (node, other) in [(&alice, &bob), (&bob, &alice)] {
+            let paths = node.network.paths(&other.network.node_id());
+            let in_use: Vec<_> = paths.iter().filter(|path| path.selected).collect();
+            assert_eq!(in_use.len(), 1, "{paths:#?}");
+            assert_eq!(in_use[0].kind, PathKind::Punched);
+            assert!(
+                paths.iter().any(|path| path.kind == PathKind::Forwarded && path.round_trip.is_some()),
+                "{paths:#?}"
+            );
+            assert!(paths.iter().any(|path| path.kind == PathKind::Lan && path.round_trip.is_none()), "{paths:#?}");
+            assert_eq!(node.network.paths(&node.network.node_id()), []);
+        }
+    });
+}
+
+#[test]
 fn a_peer_that_is_gone_is_told_from_a_bad_network() {
     sim::run(seed(), |sim| async move {
         let world = World::new(&sim, ONE_WAY);

@@ -2,7 +2,8 @@
 
 #![cfg(feature = "cli")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -83,6 +84,32 @@ fn without_a_relay_the_doctor_says_so_and_fails() {
     assert!(object(&output)["reason"].as_str().unwrap().starts_with("no relay is known"));
     let last = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(last.starts_with("panda: no relay is known"), "{last}");
+}
+
+#[test]
+fn a_server_that_is_no_relay_and_one_that_is_silent_are_told_apart_and_ctrl_c_ends_the_waiting() {
+    let (wrong, silent) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
+    let (wrong_address, silent_address) = (address(&wrong), address(&silent));
+    let answering = std::thread::spawn(move || {
+        let mut stream = wrong.accept().unwrap().0;
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+        // All that is asked is read, or the end of the stream would overtake the answer.
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    let output = panda(&["doctor", "--json", "--relay", &wrong_address]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(object(&output)["reason"].as_str().unwrap().contains("is no relay"), "{}", object(&output));
+    answering.join().unwrap();
+
+    let mut command = panda(&["doctor", "--relay", &silent_address]);
+    let waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Once it is connected, the process listens to signals.
+    let _connection = silent.accept().unwrap();
+    assert!(Command::new("kill").args(["-INT", &waiting.id().to_string()]).status().unwrap().success());
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted"));
 }
 
 #[test]

@@ -134,13 +134,13 @@ pub enum Trouble {
     )]
     NoRelay,
     /// None of the relays gave us a session.
-    #[error("no relay could be reached: {0}")]
+    #[error("there is no relay that we could use: {0}")]
     NoRelayUp(String),
     /// Sessions work, but nothing that carries data.
     #[error("UDP is blocked here, and no relay offers TURN over TLS or TCP: nothing can carry data")]
     NothingCarries,
     /// None of the peers of the ticket answered.
-    #[error("no peer of the ticket could be reached: {0}")]
+    #[error("there is no way to any peer of the ticket: {0}")]
     NoPeer(String),
     /// A ticket that names nobody.
     #[error("the ticket names no peer: whoever made it was not reachable anywhere; ask for a new one")]

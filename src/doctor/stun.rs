@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::nat;
 use super::options::Step;
-use super::relays::Opened;
+use super::relays::{Opened, in_order};
 use super::report::{NatFinding, ProbeError, StunFinding};
 use super::tools::{Family, Tools, due, now};
 use crate::limits::STUN_MAX_SERVERS;
@@ -51,7 +53,7 @@ impl Behaviour {
 }
 
 /// Asks the relays' UDP ports and all other servers at once, on each family.
-pub(super) async fn examine(tools: &Tools, relays: &[Opened], named: &[HostPort]) -> Behaviour {
+pub(super) async fn examine(tools: &Arc<Tools>, relays: &[Opened], named: &[HostPort]) -> Behaviour {
     let mut servers = named.to_vec();
     let sessions = || relays.iter().filter_map(Opened::info);
     for server in sessions().flat_map(|info| &info.welcome.stun) {
@@ -59,11 +61,7 @@ pub(super) async fn examine(tools: &Tools, relays: &[Opened], named: &[HostPort]
             servers.push(server.clone());
         }
     }
-    let mut resolved = Vec::new();
-    for server in servers {
-        let addresses = tools.network.resolve(server.host(), server.port()).await;
-        resolved.push((server, addresses));
-    }
+    let resolved = resolve(tools, servers).await;
     let of_names = resolved.iter().filter_map(|(_, addresses)| addresses.as_ref().ok()).flat_map(|all| one_each(all));
     let addresses: BTreeSet<SocketAddr> = sessions().flat_map(|info| info.datagrams()).chain(of_names).collect();
     if !addresses.is_empty() {
@@ -83,12 +81,25 @@ pub(super) async fn examine(tools: &Tools, relays: &[Opened], named: &[HostPort]
                 behaviour.named.extend(findings);
             }
             Err(error) => {
-                let round_trip = Err(ProbeError::Resolve(error));
+                let round_trip = Err(error);
                 behaviour.named.push(StunFinding { server, address: None, mapped: None, round_trip });
             }
         }
     }
     behaviour
+}
+
+/// Looks all names up at once.
+async fn resolve(tools: &Arc<Tools>, servers: Vec<HostPort>) -> Vec<(HostPort, Result<Vec<SocketAddr>, ProbeError>)> {
+    let mut tasks = JoinSet::new();
+    for (at, server) in servers.into_iter().enumerate() {
+        let tools = tools.clone();
+        tasks.spawn(async move {
+            let addresses = tools.resolve(&server).await;
+            (at, (server, addresses))
+        });
+    }
+    in_order(tasks).await
 }
 
 /// The first address of each family.

@@ -3,17 +3,23 @@
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::options::{DoctorOptions, Step};
+use super::report::ProbeError;
 use crate::identity::Identity;
 use crate::limits::{SOCKET_RECEIVE_ERRORS, TURN_FRAME_MAX_BYTES};
 use crate::net::{DatagramSocket, HostNetwork};
+use crate::rendezvous::address::HostPort;
 use crate::transports::tls::{TlsError, TlsIdentity};
+
+/// How long a name may take.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Shared by everything that runs.
 #[derive(Debug)]
@@ -45,6 +51,13 @@ impl Tools {
         if let Some(steps) = &self.steps {
             let _ = steps.try_send(step);
         }
+    }
+
+    /// The addresses of a server.
+    pub(super) async fn resolve(&self, server: &HostPort) -> Result<Vec<SocketAddr>, ProbeError> {
+        let resolving = self.network.resolve(server.host(), server.port());
+        let resolved = timeout(RESOLVE_DEADLINE, resolving).await.map_err(|_| ProbeError::Timeout(RESOLVE_DEADLINE))?;
+        resolved.map_err(ProbeError::Resolve)
     }
 
     /// A fresh socket that reaches addresses of this family.

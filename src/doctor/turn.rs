@@ -77,10 +77,7 @@ async fn ask(tools: &Tools, server: &TurnServer, dialled: Option<IpAddr>) -> Res
 async fn addresses(tools: &Tools, server: &TurnServer, dialled: Option<IpAddr>) -> Result<Vec<SocketAddr>, ProbeError> {
     match (server.server.ip(), dialled) {
         (Some(ip), Some(dialled)) if ip.is_unspecified() => Ok(vec![(dialled, server.server.port()).into()]),
-        _ => {
-            let resolved = tools.network.resolve(server.server.host(), server.server.port()).await;
-            resolved.map_err(ProbeError::Resolve)
-        }
+        _ => tools.resolve(&server.server).await,
     }
 }
 

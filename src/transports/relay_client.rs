@@ -52,6 +52,9 @@ pub enum RelayError {
     /// Somebody else answers, or the relay has a new key.
     #[error("another key than the expected one answers at the relay's address")]
     WrongKey,
+    /// The address is that of another server.
+    #[error("what answers at the relay's address is no relay: check name and port")]
+    NotARelay,
     /// The relay broke the protocol.
     #[error("relay broke the protocol: {0}")]
     Protocol(String),
@@ -293,14 +296,22 @@ impl Session {
         };
         let name = ServerName::try_from(name).map_err(|error| protocol(&error))?;
         let connector = TlsConnector::from(Arc::new(config));
-        let stream = connector.connect(name, TokioStream(stream)).await.map_err(|error| match error.get_ref() {
-            Some(inner) if matches!(inner.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) => {
-                RelayError::WrongKey
-            }
-            _ => RelayError::Io(error),
-        })?;
+        let stream = connector.connect(name, TokioStream(stream)).await.map_err(handshake_error)?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let key = chain.first().and_then(|certificate| tls::peer_id(certificate).ok()).ok_or(RelayError::WrongKey)?;
         Ok((stream, key))
+    }
+}
+
+/// Who erred when there was no handshake.
+fn handshake_error(error: io::Error) -> RelayError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::InvalidCertificate(_)) => RelayError::WrongKey,
+        // A web server, or something that does not speak TLS at all.
+        Some(
+            rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol)
+            | rustls::Error::InvalidMessage(_),
+        ) => RelayError::NotARelay,
+        _ => RelayError::Io(error),
     }
 }

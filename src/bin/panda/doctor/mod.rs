@@ -82,8 +82,9 @@ async fn examine(options: DoctorOptions, mut steps: mpsc::Receiver<Step>) -> Res
     tokio::pin!(examined, stopped);
     let result = loop {
         tokio::select! {
-            report = &mut examined => break report.map_err(|error| CliError::Environment(error.to_string())),
+            biased;
             () = &mut stopped => break Err(CliError::Interrupted),
+            report = &mut examined => break report.map_err(|error| CliError::Environment(error.to_string())),
             Some(step) = steps.recv() => spinner.set_message(step.to_string()),
         }
     };
