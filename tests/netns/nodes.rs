@@ -6,38 +6,84 @@ use std::process::Command;
 
 use libtest_mimic::Trial;
 
-use crate::matrix::{self, Pair};
-use crate::nat::Nat;
+use crate::matrix::{self, Pair, Way};
 use crate::process::Process;
 use crate::shell::{self, PATIENCE};
-use crate::site::Host;
+use crate::site::{Host, Server};
+use crate::turn::{self, Turn};
 use crate::world::World;
 
 /// The binary, if it was built: that takes the feature `cli`.
 const PANDA: Option<&str> = option_env!("CARGO_BIN_EXE_panda");
 
-/// Pairs of which the left one can be reached without help.
 pub fn trials() -> Vec<Trial> {
-    let reachable = |pair: &Pair| match pair {
-        Pair::Sites(left, right) => *left == Nat::None && *right != Nat::UdpBlocked,
-        Pair::OneNetwork(_) => true,
-        Pair::OneCarrier(_) => false,
-    };
     let needs = PANDA.map(|_| ()).ok_or("needs the feature `cli`");
-    matrix::trials("nodes", needs, matrix::pairs().into_iter().filter(reachable), two_nodes_share_a_file)
+    let with_relay = matrix::trials("nodes", needs, matrix::pairs(), two_nodes_with_our_relay);
+    // The others have no use for TURN as long as the relay forwards.
+    let by_turn = matrix::pairs().into_iter().filter(|pair| pair.way() == Way::RelayedOverTcp);
+    let with_coturn = matrix::trials("coturn", needs, by_turn, two_nodes_with_coturn);
+    with_relay.into_iter().chain(with_coturn).collect()
 }
 
-/// What one writes into a file is in the other's, both ways.
-fn two_nodes_share_a_file(world: &World, pair: Pair) {
+fn two_nodes_with_our_relay(world: &World, pair: Pair) {
+    let server = world.server("relay");
+    let relay = relay(&server, "");
+    two_nodes_share_a_file(world, pair, &relay.1);
+}
+
+/// The relay introduces; STUN is its own, TURN is coturn's.
+fn two_nodes_with_coturn(world: &World, pair: Pair) {
+    let (server, turn) = (world.server("relay"), world.server("coturn"));
+    let coturn = Turn::start(&turn);
+    let (ip, secret) = (turn.ip(), turn::SECRET);
+    let servers = format!("\"turn:{ip}:3478?transport=udp\", \"turn:{ip}:443?transport=tcp\"");
+    let relay = relay(&server, &format!("[turn]\nmode = \"external\"\nservers = [{servers}]\nsecret = \"{secret}\"\n"));
+    two_nodes_share_a_file(world, pair, &relay.1);
+    drop(coturn);
+}
+
+/// A relay, and the address that its users are given.
+fn relay(server: &Server, more: &str) -> (Process, String) {
+    let config = server.directory().join("relay.toml");
+    let ip = server.ip();
+    let text = format!(
+        "public_address = \"{ip}:443\"\nlisten = \"{ip}:443\"\ndatagrams = \"{ip}:3478\"\nrelay_ips = [\"{ip}\"]\n{more}"
+    );
+    fs::write(&config, text).expect("relay.toml");
+    let mut command = Command::new(PANDA.expect("a scene that needs it"));
+    let mut process = server.spawn("relay", command.args(["relay", "--config"]).arg(config));
+    let wanted = format!("{ip}:443#");
+    let address = process.wait_for("the relay's address", PATIENCE, |line| {
+        line.split_whitespace().find(|word| word.starts_with(&wanted)).map(str::to_owned)
+    });
+    (process, address)
+}
+
+/// What one writes into a file is in the other's, both ways, and in the end by the best path that the NATs allow.
+fn two_nodes_share_a_file(world: &World, pair: Pair, relay: &str) {
     let (left, right) = pair.hosts(world);
     let (left_file, right_file) = (file(&left), file(&right));
     fs::write(&left_file, "from the left\n").expect("the left file");
-    let mut sharing = panda(&left, &["share"], &left_file);
+    let mut sharing = panda(&left, &["share", "--relay", relay], &left_file);
     let ticket = sharing.wait_for("a ticket", PATIENCE, |line| line.starts_with("panda:").then(|| line.to_owned()));
-    let _joined = panda(&right, &["join", &ticket], &right_file);
+    let mut joined = panda(&right, &["join", &ticket], &right_file);
     arrives(&right_file, "from the left\n");
     fs::write(&right_file, "from the left\nfrom the right\n").expect("the right file");
     arrives(&left_file, "from the left\nfrom the right\n");
+    let paths = expected(pair);
+    joined.wait_for(&format!("one of the paths {paths:?}"), PATIENCE, |line| {
+        paths.iter().any(|path| line.contains(&format!("1 peer ({path})"))).then_some(())
+    });
+}
+
+/// What the status line may say in the end.
+fn expected(pair: Pair) -> &'static [&'static str] {
+    match (pair, pair.way()) {
+        (Pair::OneNetwork(_), _) => &["same network"],
+        (_, Way::Direct) => &["direct", "punched"],
+        (_, Way::Relayed) => &["relayed"],
+        (_, Way::RelayedOverTcp) => &["relayed (TURN over TLS)", "relayed (TURN over TCP)", "relayed (TURN)"],
+    }
 }
 
 /// Runs `panda` at a host; its data directory is the host's own.
