@@ -3,6 +3,7 @@
 #![cfg(all(feature = "sim", feature = "relay"))]
 
 #[path = "support/places.rs"]
+#[allow(dead_code, reason = "every test file takes what it needs of it")]
 mod places;
 
 use std::time::Duration;
@@ -35,6 +36,9 @@ async fn settled_path(sim: Sim, left: Place, right: Place) -> PathKind {
         "{left:?} x {right:?}: first operation after {first:?}, settled on {} ({:?})",
         info.path, stats.round_trip
     );
+    if left == Place::UdpBlocked {
+        assert_eq!(alice.network.connections()[0].0.path, PathKind::TurnTls);
+    }
     info.path
 }
 
