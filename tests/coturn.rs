@@ -49,11 +49,14 @@ impl Coturn {
         let port = free_port();
         let file = |name: &str| directory.path().join(name).display().to_string();
         let mut command = Command::new("turnserver");
-        command.args(["-n", "--no-cli", "--no-tls", "--no-dtls", "--lt-cred-mech", "--realm=example.org"]);
+        command.args(["-n", "--no-cli", "--no-dtls", "--lt-cred-mech", "--realm=example.org"]);
         command.args(["--allow-loopback-peers", "--simple-log", "--log-file=stdout"]);
         command.args([format!("-L{LOOPBACK}"), format!("-L{OTHER}"), format!("--relay-ip={LOOPBACK}")]);
         command.args([format!("--listening-port={port}"), format!("--alt-listening-port={}", port + 1)]);
         command.args([format!("--pidfile={}", file("pid")), format!("--userdb={}", file("users"))]);
+        if !arguments.iter().any(|argument| argument.starts_with("--tls-listening-port")) {
+            command.arg("--no-tls");
+        }
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = match command.spawn() {
             Ok(child) => child,
@@ -361,4 +364,180 @@ fn on_loopback_there_is_no_nat_and_no_filter() {
     let report = machine.report().unwrap();
     assert_eq!((report.mapping, report.filtering), (Mapping::NoNat, Some(FilteringBehaviour::EndpointIndependent)));
     assert_eq!((report.port_preserved, report.hairpin), (Some(true), Some(true)));
+}
+
+/// Whole nodes that use a coturn for which a relay makes the credentials.
+#[cfg(feature = "relay")]
+mod nodes {
+    use std::io::{self, IoSliceMut};
+    use std::net::SocketAddr;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll};
+    use std::time::Duration;
+
+    use panda_network::identity::Identity;
+    use panda_network::relay::{ExternalTurn, IpNetwork, PeerPolicy, Relay, RelayOptions, TurnMode};
+    use panda_network::rendezvous::address::HostPort;
+    use panda_network::rendezvous::wire::TurnTransport;
+    use panda_network::transport::PathKind;
+    use panda_network::transports::host::OsNetwork;
+    use panda_network::transports::quic::QuicTransportOptions;
+    use panda_network::{
+        Document, DocumentEvent, Durability, PandaNetwork, PandaNetworkOptions, StartFrom, Subscription,
+    };
+
+    use quinn::udp::{RecvMeta, Transmit};
+    use quinn::{AsyncUdpSocket, UdpPoller};
+
+    use super::{Coturn, LOOPBACK, OTHER, PATIENCE, free_port};
+
+    const SECRET: [&str; 2] = ["--use-auth-secret", "--static-auth-secret=north"];
+
+    fn options(server: (TurnTransport, HostPort)) -> RelayOptions {
+        let loopback: IpNetwork = "127.0.0.0/8".parse().unwrap();
+        RelayOptions::new(Identity::from_seed(&[9; 32]))
+            .with_turn(TurnMode::External(ExternalTurn { servers: vec![server], secret: "north".to_owned().into() }))
+            .with_peer_policy(PeerPolicy::new().with_allowed([loopback]))
+    }
+
+    fn relay(server: (TurnTransport, HostPort)) -> Relay {
+        Relay::start(Arc::new(OsNetwork), options(server)).unwrap()
+    }
+
+    /// A socket through which nothing passes.
+    #[derive(Debug)]
+    struct Blocked;
+
+    impl AsyncUdpSocket for Blocked {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            Box::pin(Blocked)
+        }
+
+        fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn poll_recv(
+            &self,
+            _: &mut Context<'_>,
+            _: &mut [IoSliceMut<'_>],
+            _: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok((LOOPBACK, 4000).into())
+        }
+    }
+
+    impl UdpPoller for Blocked {
+        fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn without_udp() -> QuicTransportOptions {
+        QuicTransportOptions::new().with_socket(Arc::new(Blocked)).with_network(Arc::new(OsNetwork))
+    }
+
+    fn relayed_only() -> QuicTransportOptions {
+        QuicTransportOptions::new().with_listen_address((LOOPBACK, 0).into()).with_relay_only(true)
+    }
+
+    async fn node(relay: &Relay, directory: &tempfile::TempDir, quic: QuicTransportOptions) -> PandaNetwork {
+        let options = PandaNetworkOptions::new(directory.path())
+            .with_quic(quic)
+            .with_relays([relay.address().to_string()])
+            .with_durability(Durability::Process);
+        PandaNetwork::start(options).await.unwrap()
+    }
+
+    /// Two nodes that use relayed paths only, with a document that both have open.
+    struct Pair {
+        nodes: [PandaNetwork; 2],
+        here: Document,
+        at_bob: Subscription,
+        _directories: [tempfile::TempDir; 2],
+    }
+
+    impl Pair {
+        async fn of(relay: &Relay, quic: fn() -> QuicTransportOptions) -> Self {
+            let _directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let nodes = [node(relay, &_directories[0], quic()).await, node(relay, &_directories[1], quic()).await];
+            let here = nodes[0].create().await.unwrap();
+            let there = nodes[1].open(here.ticket().await.unwrap()).await.unwrap();
+            let at_bob = there.subscribe(StartFrom::Start).await.unwrap();
+            Self { nodes, here, at_bob, _directories }
+        }
+
+        /// Publishes at one and waits until it is at the other; returns the path there.
+        async fn share(&mut self, payload: &str) -> PathKind {
+            self.here.publish(payload.to_owned()).await.unwrap();
+            let arrived = async {
+                loop {
+                    if let DocumentEvent::Operation(stored) = self.at_bob.next().await.unwrap().unwrap() {
+                        return stored.operation.payload().to_vec();
+                    }
+                }
+            };
+            assert_eq!(tokio::time::timeout(PATIENCE, arrived).await.expect("it arrives"), payload.as_bytes());
+            self.nodes[1].connections()[0].0.path
+        }
+
+        async fn shut_down(self) {
+            for network in self.nodes {
+                network.shutdown(Duration::from_secs(1)).await.unwrap();
+            }
+        }
+    }
+
+    fn pem(what: &str, der: &[u8]) -> String {
+        format!("-----BEGIN {what}-----\n{}\n-----END {what}-----\n", data_encoding::BASE64.encode(der))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_without_udp_talk_over_tcp() {
+        let coturn = Coturn::start_with(&SECRET);
+        let relay = relay((TurnTransport::Tcp, coturn.address.into()));
+        let mut pair = Pair::of(&relay, without_udp).await;
+        assert_eq!(pair.share("hello").await, PathKind::TurnTcp);
+        pair.shut_down().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_without_udp_talk_over_tls_to_a_server_with_any_certificate() {
+        let directory = tempfile::tempdir().unwrap();
+        let certified = rcgen::generate_simple_self_signed(["turn.example.org".to_owned()]).unwrap();
+        let (cert, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+        std::fs::write(&cert, pem("CERTIFICATE", certified.cert.der())).unwrap();
+        std::fs::write(&key, pem("PRIVATE KEY", &certified.signing_key.serialize_der())).unwrap();
+        let port = free_port();
+        let arguments = [
+            format!("--cert={}", cert.display()),
+            format!("--pkey={}", key.display()),
+            format!("--tls-listening-port={port}"),
+        ];
+        let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        arguments.extend(SECRET);
+        let _coturn = Coturn::start_with(&arguments);
+        let relay = relay((TurnTransport::Tls, SocketAddr::from((LOOPBACK, port)).into()));
+        let mut pair = Pair::of(&relay, without_udp).await;
+        assert_eq!(pair.share("hello").await, PathKind::TurnTls);
+        pair.shut_down().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_that_hide_their_addresses_talk_over_udp() {
+        let coturn = Coturn::start_with(&SECRET);
+        let server = (TurnTransport::Udp, coturn.address.into());
+        // UDP works, as coturn's other address says; forwarding does not.
+        let told = SocketAddr::from(([127, 0, 0, 3], coturn.address.port()));
+        let options = options(server).with_datagrams(told).with_public_ips([OTHER.into()]);
+        let relay = Relay::start(Arc::new(OsNetwork), options).unwrap();
+        let mut pair = Pair::of(&relay, relayed_only).await;
+        assert_eq!(pair.share("hello").await, PathKind::TurnUdp);
+        pair.shut_down().await;
+    }
 }

@@ -36,6 +36,9 @@ async fn settled_path(sim: Sim, left: Place, right: Place) -> PathKind {
     assert_eq!(arrived.expect("the operation arrives"), ["hello"]);
     receipt.delivered_to(1).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
+    if left == Place::UdpBlocked {
+        assert_eq!(alice.network.connections()[0].0.path, PathKind::TurnTls);
+    }
     let (info, _) = bob.network.connections().remove(0);
     info.path
 }

@@ -290,12 +290,17 @@ impl QuicTransportImpl {
     }
 
     /// Closes everything at once; peers are told if the runtime still runs for a moment.
-    fn stop(&self) -> Option<Endpoint> {
-        self.stopping.store(true, Ordering::Release);
-        self.accepted.clear();
+    fn stop(&self) {
+        drop(self.close());
         if let Some(traversal) = &self.traversal {
             traversal.stop();
         }
+    }
+
+    /// Closes all connections, whose paths stay for as long as the peers are told.
+    fn close(&self) -> Option<Endpoint> {
+        self.stopping.store(true, Ordering::Release);
+        self.accepted.clear();
         let endpoint = self.endpoint_slot().take();
         if let Some(endpoint) = &endpoint {
             endpoint.close(code(CloseReason::Done), b"");
@@ -318,9 +323,10 @@ impl QuicTransportImpl {
         for connection in connections {
             connection.quinn.close(code(CloseReason::Done), b"");
         }
-        if let Some(endpoint) = self.stop() {
+        if let Some(endpoint) = self.close() {
             let _ = timeout_at(now + deadline, endpoint.wait_idle()).await;
         }
+        self.stop();
     }
 }
 

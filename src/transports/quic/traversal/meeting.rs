@@ -24,7 +24,7 @@ const ANSWERING: Duration = Duration::from_secs(10);
 /// Time between two offers that nobody answers.
 const OFFER_AGAIN: Duration = Duration::from_secs(2);
 /// Words that wait for one meeting. More: lost, and said again with the next offer.
-const WORDS: usize = 16;
+pub(super) const WORDS: usize = 16;
 
 /// The paths that a meeting found, for the dial that uses them.
 #[derive(Debug)]
@@ -135,10 +135,10 @@ impl Meeting {
 }
 
 /// A meeting that words can be brought to.
-struct Listed<'a>(&'a Traversal, (PeerId, u64));
+pub(super) struct Listed<'a>(&'a Traversal, (PeerId, u64));
 
 impl<'a> Listed<'a> {
-    fn new(traversal: &'a Traversal, meeting: (PeerId, u64), words: mpsc::Sender<Word>) -> Self {
+    pub(super) fn new(traversal: &'a Traversal, meeting: (PeerId, u64), words: mpsc::Sender<Word>) -> Self {
         lock(&traversal.meetings).insert(meeting, words);
         Self(traversal, meeting)
     }

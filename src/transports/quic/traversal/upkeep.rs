@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::checker::Checker;
-use super::{Traversal, lock};
+use super::meeting::{Listed, WORDS};
+use super::{Traversal, Word, lock};
 use crate::frame::{FrameDecoder, put_frame};
 use crate::ids::PeerId;
 use crate::limits::FRAME_MAX_BYTES;
@@ -39,6 +40,8 @@ const QUALITY_INTERVAL: Duration = Duration::from_secs(2);
 const QUALITY_PACKETS: u64 = 100;
 /// How often a standby at a relay is asked for while there is none.
 const STANDBY_AGAIN: Duration = Duration::from_secs(10);
+/// How often the peer is told through relays where we are, while no path answers.
+const SIGNAL_AGAIN: Duration = Duration::from_secs(2);
 
 /// A stream of candidates in both directions.
 pub(in crate::transports::quic) type PathStream = (SendStream, RecvStream);
@@ -70,6 +73,10 @@ struct Upkeep {
     counted: (u64, u64),
     asked_for_standby: Option<Instant>,
     in_doubt: bool,
+    /// The connection's number, by which relayed signals name it.
+    number: u64,
+    /// While no path answers: when the peer is told of ours through relays.
+    signal_at: Option<Instant>,
 }
 
 /// Runs until the connection is gone.
@@ -94,16 +101,29 @@ async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
     let side = if kept.dialled { Side::Dialler } else { Side::Acceptor };
     let selection = PathSelection::on(Instant::now().into_std(), path, PathKind::Direct, kept.quinn.rtt());
     let selection = if kept.dialled { selection } else { selection.following() };
-    let Some(checker) = Checker::start(&traversal, u64::from_be_bytes(number), side, &secret, selection) else {
-        return;
-    };
+    let number = u64::from_be_bytes(number);
+    let Some(checker) = Checker::start(&traversal, number, side, &secret, selection) else { return };
+    let (words, mut heard) = mpsc::channel(WORDS);
+    let listing = traversal.clone();
+    let _listed = Listed::new(&listing, (kept.peer, number), words);
     let stream = if kept.dialled { open(&kept.quinn).await } else { (&mut kept.stream).await.ok() };
     let Some((mut send, mut receive)) = stream else { return };
     let counted = (0, 0);
     let wake = Arc::new(Notify::new());
-    let (asked_for_standby, in_doubt) = (None, false);
-    let mut upkeep = Upkeep { traversal, kept, virtual_address, checker, wake, counted, asked_for_standby, in_doubt };
-    let ended = upkeep.run(&mut send, &mut receive).await;
+    let (asked_for_standby, in_doubt, signal_at) = (None, false, None);
+    let mut upkeep = Upkeep {
+        traversal,
+        kept,
+        virtual_address,
+        checker,
+        wake,
+        counted,
+        asked_for_standby,
+        in_doubt,
+        number,
+        signal_at,
+    };
+    let ended = upkeep.run(&mut send, &mut receive, &mut heard).await;
     if ended.is_none() {
         // The peer said what cannot be understood; the connection goes on where it is.
         let _ = receive.stop(code(CloseReason::BadFrame));
@@ -120,7 +140,12 @@ async fn open(quinn: &Connection) -> Option<PathStream> {
 
 impl Upkeep {
     /// `None` when the peer broke the protocol or the stream ended.
-    async fn run(&mut self, send: &mut SendStream, receive: &mut RecvStream) -> Option<()> {
+    async fn run(
+        &mut self,
+        send: &mut SendStream,
+        receive: &mut RecvStream,
+        heard: &mut mpsc::Receiver<Word>,
+    ) -> Option<()> {
         let mut own = self.traversal.candidates();
         let mut flows = self.traversal.flows_changed.subscribe();
         let mut decoder = FrameDecoder::new();
@@ -141,6 +166,11 @@ impl Upkeep {
                         let Ok(Signal::Candidates { candidates, .. }) = Signal::decode(&frame) else { return None };
                         self.checker.add_candidates(&candidates);
                         self.tell_kind();
+                    }
+                }
+                Some(word) = heard.recv() => {
+                    if let Word::Signal(Signal::Candidates { candidates, .. }) = word {
+                        self.checker.add_candidates(&candidates);
                     }
                 }
                 Ok(()) = own.changed() => {
@@ -178,6 +208,7 @@ impl Upkeep {
         }
         self.checker.relayed.clear();
         if std::mem::take(&mut self.checker.answered) {
+            self.signal_at = None;
             self.traversal.paths.send_unheard(&self.virtual_address);
             self.traversal.paths.on_answer(&self.virtual_address);
         }
@@ -197,6 +228,7 @@ impl Upkeep {
     fn on_event(&mut self, event: Option<PathEvent>) -> bool {
         match event {
             Some(PathEvent::Selected(path)) => {
+                self.signal_at = None;
                 self.traversal.paths.select(&self.virtual_address, path);
                 self.traversal.paths.send_unheard(&self.virtual_address);
                 self.kept.epoch.fetch_add(1, Ordering::Relaxed);
@@ -205,6 +237,7 @@ impl Upkeep {
                 true
             }
             Some(PathEvent::Lost) => {
+                self.signal_at = Some(Instant::now());
                 tracing::debug!(peer = %self.kept.peer.short(), "no path answers");
                 false
             }
@@ -247,9 +280,24 @@ impl Upkeep {
         }
     }
 
+    /// No path answers: we or the peer may be somewhere else now, and relays are all that is left to say so.
+    fn signal(&mut self, now: Instant) {
+        if self.signal_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.signal_at = Some(now + SIGNAL_AGAIN);
+        let candidates = self.traversal.candidates.borrow().clone();
+        let signal = Signal::Candidates { session: self.number, candidates };
+        for (relay, _) in self.traversal.relays() {
+            // Where the peer is not known, or we are not, nothing comes of it.
+            self.traversal.signal(&relay, self.kept.peer, &signal);
+        }
+    }
+
     /// Looks for datagrams without an answer. False when all is quiet: the next datagram wakes us.
     fn look_at_traffic(&mut self, now: Instant) -> Option<bool> {
         self.ask_for_standby(now);
+        self.signal(now);
         let seen = self.traversal.paths.watch(&self.virtual_address, Some(self.wake.clone()))?;
         let std_now = now.into_std();
         if seen.send_failed

@@ -249,3 +249,118 @@ impl Drop for Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nat::allocation::{TurnOptions, TurnTransport};
+    use crate::nat::credentials::TurnCredentials;
+    use crate::nat::stun::{Attribute, ErrorCode, Response, Scanned};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn peer(number: u16) -> SocketAddr {
+        SocketAddr::from(([198, 51, 100, 7], 1000 + number))
+    }
+
+    /// Answers every request as a server would that has room.
+    fn answer(request: &Scanned<'_>) -> Vec<u8> {
+        if !request.is_signed() {
+            let response = Response::error(request, ErrorCode::Unauthorized);
+            let response = response.with(Attribute::Realm("example.org".into())).with(Attribute::Nonce("1".into()));
+            return response.encode(None).unwrap();
+        }
+        let (relayed, mapped) = (SocketAddr::from(([203, 0, 113, 1], 5000)), SocketAddr::from(([192, 0, 2, 1], 4000)));
+        let response = Response::success(request).with(Attribute::Lifetime(600 * SECOND));
+        let response = response.with(Attribute::XorMappedAddress(mapped)).with(Attribute::XorRelayedAddress(relayed));
+        response.encode(Some(&credentials().key("example.org"))).unwrap()
+    }
+
+    fn credentials() -> TurnCredentials {
+        TurnCredentials::new("anna", "secret").unwrap()
+    }
+
+    fn settle(link: &Link, now: Instant) {
+        loop {
+            let step = link.step(now);
+            if step.frames.is_empty() {
+                return;
+            }
+            for frame in step.frames {
+                let answer = answer(&Scanned::scan(&frame).unwrap());
+                assert_eq!(link.receive(&answer), Received::Taken);
+            }
+        }
+    }
+
+    fn link(now: Instant, transport: TurnTransport, way: Way) -> Arc<Link> {
+        let allocation = Allocation::new(TurnOptions::new(transport), credentials(), [7; 32]);
+        let link = Arc::new(Link::new(now, 3, PathKind::TurnUdp, way, allocation));
+        assert!(link.lease(now, peer(0)).is_none(), "there is no relayed address yet");
+        settle(&link, now);
+        link
+    }
+
+    fn datagrams(now: Instant) -> Arc<Link> {
+        link(now, TurnTransport::Udp, Way::Datagrams(SocketAddr::from(([203, 0, 113, 1], 3478))))
+    }
+
+    #[test]
+    fn a_peer_is_reached_for_as_long_as_somebody_needs_it_and_a_while_longer() {
+        let now = Instant::now();
+        let link = datagrams(now);
+        let leases = [link.lease(now, peer(1)).unwrap(), link.lease(now, peer(1)).unwrap()];
+        settle(&link, now);
+        assert!(leases[0].is_ready());
+        let [one, other] = leases;
+        drop(one);
+        link.sweep(now + 3600 * SECOND);
+        assert!(other.is_ready());
+        drop(other);
+        let mut out = Vec::new();
+        link.sweep(now + 30 * SECOND);
+        assert!(link.frame(peer(1), b"x", &mut out).is_some());
+        link.sweep(now + 3600 * SECOND);
+        assert!(link.frame(peer(1), b"x", &mut out).is_none());
+    }
+
+    #[test]
+    fn when_all_peers_are_in_use_there_is_no_room_and_one_that_is_not_makes_some() {
+        let now = Instant::now();
+        let link = datagrams(now);
+        let peers = u16::try_from(TURN_MAX_PEERS).unwrap();
+        let mut leases: Vec<_> = (0..peers).map(|number| link.lease(now, peer(number)).unwrap()).collect();
+        assert!(link.lease(now, peer(peers)).is_none());
+        leases.pop();
+        assert!(link.lease(now, peer(peers)).is_some());
+    }
+
+    #[test]
+    fn addresses_that_the_server_cannot_reach_are_not_asked_for() {
+        let now = Instant::now();
+        let link = datagrams(now);
+        for address in ["192.168.1.2:4000", "[2001:db8::1]:4000", "203.0.113.1:5000"] {
+            assert!(link.lease(now, address.parse().unwrap()).is_none(), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_a_slow_stream_has_no_room_for_is_dropped() {
+        let now = Instant::now();
+        let (frames, mut queue) = mpsc::channel(1);
+        let link = link(now, TurnTransport::Tls, Way::Stream(frames));
+        let _lease = link.lease(now, peer(1)).unwrap();
+        settle(&link, now);
+        for payload in [b"one", b"two"] {
+            assert_eq!(link.frame(peer(1), payload, &mut Vec::new()), None);
+        }
+        assert_eq!(&queue.try_recv().unwrap()[4..7], b"one");
+        assert!(queue.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_left_to_others() {
+        let now = Instant::now();
+        assert_eq!(datagrams(now).receive(b"anything"), Received::Other);
+    }
+}
