@@ -302,3 +302,6 @@ pub const RELAYS_PER_NODE: usize = 8;
 
 /// Signals from relays that a node opens per second. More: dropped, and sent again by those who mean it.
 pub const INTRODUCTIONS_PER_SECOND: u32 = 64;
+
+/// Largest answer of a router that is asked for a port by HTTP, in bytes. Larger: not believed.
+pub const ROUTER_ANSWER_MAX_BYTES: usize = 64 * 1024;
