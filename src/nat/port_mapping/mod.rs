@@ -14,7 +14,7 @@ mod pcp;
 pub mod upnp;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use super::Transmit;
@@ -37,7 +37,8 @@ const RENEW_MIN: Duration = Duration::from_secs(4);
 /// The router to ask for a port, if one should be asked: our address is private, and outside another one is seen.
 pub fn router_to_ask(gateways: &[Gateway], hosts: &[SocketAddr], mapped: &BTreeSet<SocketAddr>) -> Option<Gateway> {
     let behind_nat = mapped.iter().any(|address| address.is_ipv4() && !hosts.contains(address));
-    let asked = |gateway: &&Gateway| gateway.interface.is_private() && !gateway.router.is_unspecified();
+    let listens = |interface: Ipv4Addr| hosts.iter().any(|host| host.ip() == interface);
+    let asked = |gateway: &&Gateway| gateway.interface.is_private() && listens(gateway.interface);
     gateways.iter().find(asked).filter(|_| behind_nat).copied()
 }
 
@@ -271,7 +272,7 @@ pub enum ProbeAnswer {
     /// It speaks PCP.
     Pcp,
     /// It speaks NAT-PMP; its external address, if it told one.
-    NatPmp(Option<IpAddr>),
+    NatPmp(Option<Ipv4Addr>),
 }
 
 /// Reads an answer to [`probes`].
@@ -281,7 +282,7 @@ pub fn read_probe(datagram: &[u8]) -> Option<ProbeAnswer> {
     match (pcp::read(datagram, &[0; 12], 0), nat_pmp::read(datagram, 0)) {
         (Some(UNSUPPORTED_VERSION), _) => None,
         (Some(_), _) => Some(ProbeAnswer::Pcp),
-        (None, Some(nat_pmp::Answer::Address(ip))) => Some(ProbeAnswer::NatPmp(Some(ip.into()))),
+        (None, Some(nat_pmp::Answer::Address(ip))) => Some(ProbeAnswer::NatPmp(Some(ip))),
         (None, Some(_)) => Some(ProbeAnswer::NatPmp(None)),
         (None, None) => None,
     }

@@ -194,6 +194,8 @@ fn a_router_is_asked_only_from_behind_a_nat() {
     assert_eq!(ask(&[gateway()], &mapped("192.168.1.2:4000")), None, "we are seen as we are");
     assert_eq!(ask(&[gateway()], &mapped("[2001:db8::1]:4000")), None, "IPv6 needs no mapping");
     assert_eq!(ask(&[], &mapped("203.0.113.9:7000")), None);
+    let elsewhere = Gateway { interface: [192, 168, 7, 2].into(), ..gateway() };
+    assert_eq!(ask(&[elsewhere], &mapped("203.0.113.9:7000")), None, "we do not listen there");
     let public = Gateway { interface: [198, 51, 100, 7].into(), ..gateway() };
     assert_eq!(ask(&[public], &mapped("203.0.113.9:7000")), None);
 }
@@ -205,6 +207,6 @@ fn a_probe_tells_who_speaks_what() {
     assert_eq!(read_probe(&pcp::tests::refused(&announce, 1)), None);
     let ip = Ipv4Addr::new(203, 0, 113, 9);
     let told = nat_pmp::tests::answered(&address, ip, 0, 0);
-    assert_eq!(read_probe(&told), Some(ProbeAnswer::NatPmp(Some(ip.into()))));
+    assert_eq!(read_probe(&told), Some(ProbeAnswer::NatPmp(Some(ip))));
     assert_eq!(read_probe(b"anything"), None);
 }

@@ -9,6 +9,7 @@
 mod checker;
 mod hub;
 mod meeting;
+mod port_mapping;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ use crate::transports::tls::TlsIdentity;
 use crate::watch;
 use checker::{CheckInput, Registered};
 pub(super) use meeting::Meeting;
+use port_mapping::PortMapping;
 pub(super) use upkeep::{Kept, PathStream, keep_paths};
 
 /// What a transport needs to traverse NATs.
@@ -51,6 +53,8 @@ pub(super) struct TraversalOptions {
     pub(super) relays: Vec<RelayAddress>,
     /// Use relayed paths only, and tell nobody our addresses.
     pub(super) relay_only: bool,
+    /// Ask the router for a port. Not together with `relay_only`.
+    pub(super) port_mapping: bool,
 }
 
 /// What came of an introduction, for the meeting that asked for it.
@@ -81,6 +85,7 @@ pub(super) struct Traversal {
     candidates: watch::Sender<Vec<Candidate>>,
     public: AtomicBool,
     network_changed: Notify,
+    port_mapping: PortMapping,
     /// Checks that may still be sent in this second, and when it began.
     budget: Mutex<(Instant, u32)>,
     tasks: Mutex<JoinSet<()>>,
@@ -100,6 +105,7 @@ impl Traversal {
         let interfaces = options.network.interface_addresses();
         let mut hosts = hub::host_candidates(&paths, &interfaces);
         hosts.retain(|_| !options.relay_only);
+        let enabled = options.port_mapping;
         let traversal = Arc::new(Self {
             options,
             identity,
@@ -115,6 +121,7 @@ impl Traversal {
             candidates: watch::Sender::new(hosts),
             public: AtomicBool::new(false),
             network_changed: Notify::new(),
+            port_mapping: PortMapping::new(enabled),
             budget: Mutex::new((Instant::now(), CHECKS_PER_SECOND)),
             tasks: Mutex::default(),
             paths,
@@ -122,10 +129,18 @@ impl Traversal {
         if let Some(stun) = traversal.paths.take_stun() {
             traversal.spawn(hub::run(traversal.clone(), stun, to_hear));
         }
+        if enabled {
+            traversal.spawn(port_mapping::run(traversal.clone()));
+        }
         for relay in relays {
             traversal.add_relay(relay);
         }
         traversal
+    }
+
+    /// Gives back what the router holds for us, best effort and within half a second.
+    pub(super) async fn release(&self) {
+        self.port_mapping.end().await;
     }
 
     /// Ends all tasks and sessions.
