@@ -30,7 +30,7 @@ const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Wait for a first answer (RFC 6886, section 3.1). Each further one is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// Tries before the router counts as silent: it is one hop away, so 3.75 s mean that it does not listen.
-const TRIES: u32 = 4;
+const TRIES: u32 = 3;
 /// Shortest time between two renewals (RFC 6887, section 11.2.1).
 const RENEW_MIN: Duration = Duration::from_secs(4);
 

@@ -156,7 +156,7 @@ impl PortMappingReport {
     }
 }
 
-/// Asks the router what it speaks, in about two seconds, and maps nothing.
+/// Asks the router what it speaks, in three seconds at most where nobody answers, and maps nothing.
 pub async fn probe(network: &dyn HostNetwork) -> PortMappingReport {
     let Some(gateway) = network.gateways().into_iter().next() else { return PortMappingReport::default() };
     let mut report = PortMappingReport { gateway: Some(gateway), ..PortMappingReport::default() };
