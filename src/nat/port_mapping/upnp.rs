@@ -226,11 +226,11 @@ mod tests {
     use super::*;
 
     fn place() -> Resource {
-        Resource::parse("http://192.168.1.1:5000/root/desc.xml").unwrap()
+        Resource::parse("http://192.168.1.1:5000/igd/desc.xml").unwrap()
     }
 
     const ANSWER: &str = "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=120\r\n\
-        ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nLocation:http://192.168.1.1:5000/root/desc.xml\r\n\r\n";
+        ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nLocation:http://192.168.1.1:5000/igd/desc.xml\r\n\r\n";
 
     const ROOT: &str = r#"<?xml version="1.0"?><root xmlns="urn:schemas-upnp-org:device-1-0"><device><serviceList>
         <service><serviceType>urn:schemas-upnp-org:service:Layer3Forwarding:1</serviceType><controlURL>/no</controlURL></service>

@@ -200,5 +200,6 @@ async fn probe_datagrams(
     Ok(())
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
+#[cfg(feature = "sim")]
 mod tests;

@@ -1,14 +1,11 @@
 //! Ports of simulated routers, on virtual time: routers that speak PCP, UPnP, or nothing.
 
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::net::{ByteStream, StreamListener};
 use crate::sim::{self, NatOptions, SimHost, SimNetwork};
-use crate::transport::BoxFuture;
 use crate::transports::stream::TokioStream;
 
 const EXTERNAL: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
@@ -16,41 +13,11 @@ const GATEWAY: Gateway = Gateway { router: Ipv4Addr::new(192, 168, 1, 1), interf
 const OURS: u16 = 4000;
 const NONCE: [u8; 12] = [7; 12];
 
-/// A host that knows its router.
-#[derive(Debug)]
-struct Home(SimHost);
-
-impl HostNetwork for Home {
-    fn bind_udp(&self, address: SocketAddr) -> io::Result<Arc<dyn DatagramSocket>> {
-        self.0.bind_udp(address)
-    }
-
-    fn listen_tcp(&self, address: SocketAddr) -> io::Result<Box<dyn StreamListener>> {
-        self.0.listen_tcp(address)
-    }
-
-    fn connect_tcp(&self, address: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn ByteStream>>> {
-        self.0.connect_tcp(address)
-    }
-
-    fn resolve(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
-        self.0.resolve(host, port)
-    }
-
-    fn interface_addresses(&self) -> Vec<IpAddr> {
-        self.0.interface_addresses()
-    }
-
-    fn gateways(&self) -> Vec<Gateway> {
-        vec![GATEWAY]
-    }
-}
-
 /// A home with a host at the address of its router, which plays that part.
 fn home(sim: &sim::Sim) -> (Arc<dyn HostNetwork>, SimHost) {
     let network = SimNetwork::new(sim.options());
     let nat = network.nat(EXTERNAL.into(), NatOptions::symmetric()).unwrap();
-    (Arc::new(Home(nat.host(GATEWAY.interface.into()))), nat.host(GATEWAY.router.into()))
+    (Arc::new(nat.host(GATEWAY.interface.into()).with_router(GATEWAY.router)), nat.host(GATEWAY.router.into()))
 }
 
 /// What was done at a router, in order.
