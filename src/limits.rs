@@ -320,3 +320,6 @@ pub const UNPROVEN_PER_ADDRESS_WHILE: Duration = Duration::from_secs(600);
 
 /// IP addresses whose packets are counted at once. More: nothing is sent to further ones.
 pub const UNPROVEN_ADDRESSES: usize = 4096;
+
+/// Largest answer of a router that is asked for a port by HTTP, in bytes. Larger: not believed.
+pub const ROUTER_ANSWER_MAX_BYTES: usize = 64 * 1024;

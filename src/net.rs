@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -34,6 +34,20 @@ pub trait HostNetwork: Send + Sync + Debug {
 
     /// The addresses of the interfaces that are up, loopback among them.
     fn interface_addresses(&self) -> Vec<IpAddr>;
+
+    /// The routers that lead out of this machine's networks, best first; a guess where the system does not tell. Default: none.
+    fn gateways(&self) -> Vec<Gateway> {
+        Vec::new()
+    }
+}
+
+/// A router, and the address of ours that it knows. IPv4: it is asked for ports, which IPv6 has no need of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gateway {
+    /// The router's address in our network.
+    pub router: Ipv4Addr,
+    /// Ours.
+    pub interface: Ipv4Addr,
 }
 
 /// A bound UDP socket. Nothing that one datagram causes ends the socket: errors are about that datagram or that moment.

@@ -12,6 +12,8 @@
 mod helper;
 #[path = "netns/link.rs"]
 mod link;
+#[path = "netns/mapped.rs"]
+mod mapped;
 #[path = "netns/matrix.rs"]
 mod matrix;
 #[path = "netns/nat.rs"]
@@ -58,7 +60,8 @@ fn main() -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(SCENES_AT_ONCE);
-    let conclusion = libtest_mimic::run(&arguments, scenes::trials().into_iter().chain(nodes::trials()).collect());
+    let trials = [scenes::trials(), nodes::trials(), mapped::trials()].into_iter().flatten().collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
     name_the_slowest();
     conclusion.exit_code()
 }

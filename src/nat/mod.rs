@@ -7,6 +7,7 @@
 //! - [`credentials`] are what a TURN server wants to see.
 //! - [`framing`] cuts a TURN server's byte stream, and wraps payloads as ChannelData.
 //! - [`check`] is what peers ask each other to find out which paths work.
+//! - [`port_mapping`] asks the router for a port that is let in.
 //! - [`path`] names the ways to a peer, [`path_selection`] decides which one is used.
 //!
 //! A driver hands every datagram that [`stun::is_stun`] recognises to the machine that talks to its sender, sends what
@@ -20,6 +21,7 @@ pub mod framing;
 pub mod nat_type;
 pub mod path;
 pub mod path_selection;
+pub mod port_mapping;
 pub mod stun;
 mod transaction;
 

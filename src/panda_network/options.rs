@@ -85,6 +85,13 @@ impl PandaNetworkOptions {
         self
     }
 
+    /// Ask the router to let a port in when this node is behind a NAT. Default: on. Off, or where the router refuses, peers behind
+    /// strict NATs reach this node through a relay only. Never done with [`with_relay_only`](Self::with_relay_only).
+    pub fn with_port_mapping(mut self, port_mapping: bool) -> Self {
+        self.quic = self.quic.with_port_mapping(port_mapping);
+        self
+    }
+
     /// Options of the QUIC transport; a listen address set here counts.
     pub fn with_quic(mut self, options: QuicTransportOptions) -> Self {
         self.quic = options;

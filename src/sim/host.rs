@@ -10,7 +10,7 @@ use super::site::SimSite;
 use super::socket::SimSocket;
 use super::tcp::{SimListener, SimStream};
 use super::topology::{HostId, Node};
-use crate::net::{ByteStream, DatagramSocket, HostNetwork, StreamListener};
+use crate::net::{ByteStream, DatagramSocket, Gateway, HostNetwork, StreamListener};
 use crate::transport::BoxFuture;
 
 /// One host of a [`SimNetwork`]. Clones are handles to the same host, wherever it goes.
@@ -66,6 +66,13 @@ impl SimHost {
     /// direction on its own. Default: none. Loopback does not cross it.
     pub fn with_access_link(self, link: LinkOptions) -> Self {
         self.network.hub.with(|state| state.router.topology.set_access_link(self.id, link));
+        self
+    }
+
+    /// The router that the host asks for ports from now on, until another is named. Default: none. Nothing answers at the
+    /// address of a NAT itself: put a host there that plays this part of a router.
+    pub fn with_router(self, router: Ipv4Addr) -> Self {
+        self.network.hub.with(|state| state.routers.insert(self.id, router));
         self
     }
 
@@ -131,5 +138,14 @@ impl HostNetwork for SimHost {
         let mut addresses = self.network.hub.with(|state| state.router.topology.addresses(self.id));
         addresses.push(IpAddr::V4(Ipv4Addr::LOCALHOST));
         addresses
+    }
+
+    fn gateways(&self) -> Vec<Gateway> {
+        self.network.hub.with(|state| {
+            let ours = state.router.topology.addresses(self.id);
+            let interface = ours.into_iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
+            let router = state.routers.get(&self.id).copied();
+            router.zip(interface).map(|(router, interface)| Gateway { router, interface }).into_iter().collect()
+        })
     }
 }

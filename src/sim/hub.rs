@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::mem;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker, ready};
@@ -46,6 +46,8 @@ pub(super) struct State {
     pub(super) inboxes: Inboxes,
     /// What names stand for, in small letters.
     pub(super) names: BTreeMap<String, Vec<IpAddr>>,
+    /// Routers that hosts know of.
+    pub(super) routers: BTreeMap<HostId, Ipv4Addr>,
     tcp: Tcp,
     next_port: u16,
     driver: Option<Waker>,
@@ -62,6 +64,7 @@ impl Hub {
             now: Duration::ZERO,
             inboxes: Inboxes::new(options.socket_queue),
             names: BTreeMap::new(),
+            routers: BTreeMap::new(),
             tcp: Tcp::default(),
             next_port: *EPHEMERAL_PORTS.start(),
             driver: None,

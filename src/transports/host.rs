@@ -4,16 +4,17 @@
 //! addresses go in and come out as IPv4 where they are IPv4, however the system spells them.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use if_addrs::IfAddr;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::limits::RESOLVED_ADDRESSES;
-use crate::net::{ByteStream, DatagramSocket, HostNetwork, StreamListener};
+use crate::net::{ByteStream, DatagramSocket, Gateway, HostNetwork, StreamListener};
 use crate::transport::BoxFuture;
 
 /// What the system is asked to buffer per UDP socket and direction: 10 ms at 3 Gbit/s.
@@ -67,6 +68,53 @@ impl HostNetwork for OsNetwork {
         let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
         interfaces.into_iter().filter(if_addrs::Interface::is_oper_up).map(|interface| interface.ip()).collect()
     }
+
+    fn gateways(&self) -> Vec<Gateway> {
+        let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+        let networks: Vec<_> = interfaces
+            .into_iter()
+            .filter(if_addrs::Interface::is_oper_up)
+            .filter_map(|interface| match interface.addr {
+                IfAddr::V4(address) => Some((address.ip, address.netmask)),
+                IfAddr::V6(_) => None,
+            })
+            .collect();
+        // Linux's table. Elsewhere, and where it may not be read, home routers have the first address of their network.
+        let told = std::fs::read_to_string("/proc/net/route").ok().map(|table| default_routers(&table));
+        match told {
+            Some(routers) => routers.into_iter().filter_map(|router| gateway(&networks, router)).collect(),
+            None => networks.iter().filter_map(|network| first_address(*network)).collect(),
+        }
+    }
+}
+
+/// The routers of the default routes in the text of `/proc/net/route`, the lowest metric first.
+fn default_routers(table: &str) -> Vec<Ipv4Addr> {
+    let mut routers: Vec<(u32, Ipv4Addr)> = table
+        .lines()
+        .filter_map(|line| {
+            // Interface, destination, router, flags, two counters, metric, mask. Addresses are in the machine's byte order.
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let [_, "00000000", router, _, _, _, metric, "00000000", ..] = fields[..] else { return None };
+            let router = Ipv4Addr::from(u32::from_str_radix(router, 16).ok()?.to_ne_bytes());
+            Some((metric.parse().ok()?, router))
+        })
+        .filter(|(_, router)| !router.is_unspecified())
+        .collect();
+    routers.sort();
+    routers.into_iter().map(|(_, router)| router).collect()
+}
+
+/// The router with the address that we have in its network.
+fn gateway(networks: &[(Ipv4Addr, Ipv4Addr)], router: Ipv4Addr) -> Option<Gateway> {
+    let beside =
+        |(ip, mask): &&(Ipv4Addr, Ipv4Addr)| ip.to_bits() & mask.to_bits() == router.to_bits() & mask.to_bits();
+    networks.iter().find(beside).map(|(interface, _)| Gateway { router, interface: *interface })
+}
+
+fn first_address((interface, mask): (Ipv4Addr, Ipv4Addr)) -> Option<Gateway> {
+    let router = Ipv4Addr::from_bits((interface.to_bits() & mask.to_bits()) + 1);
+    (interface.is_private() && router != interface).then_some(Gateway { router, interface })
 }
 
 fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -214,5 +262,30 @@ mod tests {
         let resolved = OsNetwork.resolve("192.0.2.1", 443).await.unwrap();
         assert_eq!(resolved, ["192.0.2.1:443".parse().unwrap()]);
         assert!(OsNetwork.interface_addresses().iter().any(IpAddr::is_loopback));
+    }
+
+    #[test]
+    fn the_default_route_with_the_lowest_metric_leads_to_the_router() {
+        let word = |octets: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(octets));
+        let line = |name: &str, to: [u8; 4], router: [u8; 4], metric: u32, mask: [u8; 4]| {
+            let [to, router, mask] = [to, router, mask].map(word);
+            format!("{name}\t{to}\t{router}\t0003\t0\t0\t{metric}\t{mask}\t0\t0\t0\n")
+        };
+        let table = [
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n".to_owned(),
+            line("wlan0", [0; 4], [10, 0, 0, 1], 600, [0; 4]),
+            line("eth0", [0; 4], [192, 168, 7, 1], 100, [0; 4]),
+            line("tun0", [0; 4], [0; 4], 50, [0; 4]),
+            line("eth0", [192, 168, 7, 0], [0; 4], 100, [255, 255, 255, 0]),
+        ]
+        .concat();
+        let routers = default_routers(&table);
+        assert_eq!(routers, [Ipv4Addr::new(192, 168, 7, 1), Ipv4Addr::new(10, 0, 0, 1)]);
+        let networks = [([10, 9, 0, 5], [255, 255, 0, 0]), ([192, 168, 7, 9], [255, 255, 255, 0])];
+        let networks = networks.map(|(ip, mask)| (Ipv4Addr::from(ip), Ipv4Addr::from(mask)));
+        let found: Vec<_> = routers.iter().filter_map(|router| gateway(&networks, *router)).collect();
+        assert_eq!(found, [Gateway { router: [192, 168, 7, 1].into(), interface: [192, 168, 7, 9].into() }]);
+        assert_eq!(first_address(networks[1]), Some(found[0]));
+        assert_eq!(first_address(([198, 51, 100, 7].into(), [255, 255, 255, 0].into())), None);
     }
 }

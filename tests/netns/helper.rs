@@ -1,5 +1,5 @@
 //! What runs inside of the namespaces: this test program again, as a small UDP tool. Independent of the node's own code, so
-//! that the two can be compared: its STUN (RFC 8489) is one request and one attribute.
+//! that the two can be compared: its STUN (RFC 8489) is one request and one attribute. Only `node` and `probe` are the library.
 //!
 //! `helper(&["punch", "11.0.0.2:3478"])` is the command. Every helper tells its results on lines of standard output.
 
@@ -10,6 +10,8 @@ use std::process::{Command, ExitCode};
 use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::mapped;
 
 const MAGIC_COOKIE: u32 = 0x2112_A442;
 const BINDING_REQUEST: u16 = 0x0001;
@@ -40,6 +42,11 @@ pub fn main(arguments: &[String]) -> ExitCode {
         ["stun-tcp", server] => stun_tcp(server),
         ["punch", server] => punch(server),
         ["map", gateway, port, seconds] => map(gateway, port, seconds),
+        ["node", directory, "share", relay, mapping] => mapped::run_node(directory, relay, *mapping == "map", None),
+        ["node", directory, "join", relay, mapping, ticket] => {
+            mapped::run_node(directory, relay, *mapping == "map", Some(ticket))
+        }
+        ["probe"] => mapped::run_probe(),
         ["echo", port] => echo(port),
         ["beat", target] => beat(target),
         ["measure", target, packets, per_second, bytes] => measure(target, packets, per_second, bytes),

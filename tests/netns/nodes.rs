@@ -19,8 +19,7 @@ const PANDA: Option<&str> = option_env!("CARGO_BIN_EXE_panda");
 pub fn trials() -> Vec<Trial> {
     let needs = PANDA.map(|_| ()).ok_or("needs the feature `cli`");
     let with_relay = matrix::trials("nodes", needs, matrix::pairs(), two_nodes_with_our_relay);
-    // The others have no use for TURN as long as the relay forwards.
-    let by_turn = matrix::pairs().into_iter().filter(|pair| pair.way() == Way::RelayedOverTcp);
+    let by_turn = matrix::pairs().into_iter().filter(|pair| pair.way() != Way::Direct);
     let with_coturn = matrix::trials("coturn", needs, by_turn, two_nodes_with_coturn);
     with_relay.into_iter().chain(with_coturn).collect()
 }
@@ -31,13 +30,16 @@ fn two_nodes_with_our_relay(world: &World, pair: Pair) {
     two_nodes_share_a_file(world, pair, &relay.1);
 }
 
-/// The relay introduces; STUN is its own, TURN is coturn's.
+/// The relay introduces and forwards nothing; STUN is its own, TURN is coturn's.
 fn two_nodes_with_coturn(world: &World, pair: Pair) {
     let (server, turn) = (world.server("relay"), world.server("coturn"));
     let coturn = Turn::start(&turn);
     let (ip, secret) = (turn.ip(), turn::SECRET);
     let servers = format!("\"turn:{ip}:3478?transport=udp\", \"turn:{ip}:443?transport=tcp\"");
-    let relay = relay(&server, &format!("[turn]\nmode = \"external\"\nservers = [{servers}]\nsecret = \"{secret}\"\n"));
+    let relay = relay(
+        &server,
+        &format!("[turn]\nmode = \"external\"\nservers = [{servers}]\nsecret = \"{secret}\"\n[limits]\nflows = 0\n"),
+    );
     two_nodes_share_a_file(world, pair, &relay.1);
     drop(coturn);
 }
@@ -81,7 +83,7 @@ fn expected(pair: Pair) -> &'static [&'static str] {
     match (pair, pair.way()) {
         (Pair::OneNetwork(_), _) => &["same network"],
         (_, Way::Direct) => &["direct", "punched"],
-        (_, Way::Relayed) => &["relayed"],
+        (_, Way::Relayed) => &["relayed", "relayed (TURN)"],
         (_, Way::RelayedOverTcp) => &["relayed (TURN over TLS)", "relayed (TURN over TCP)", "relayed (TURN)"],
     }
 }

@@ -43,6 +43,7 @@ pub struct QuicTransportOptions {
     pub(super) network: Option<Arc<dyn HostNetwork>>,
     pub(super) relays: Vec<RelayAddress>,
     pub(super) relay_only: bool,
+    pub(super) port_mapping: bool,
 }
 
 impl Default for QuicTransportOptions {
@@ -70,6 +71,7 @@ impl QuicTransportOptions {
             network: None,
             relays: Vec::new(),
             relay_only: false,
+            port_mapping: true,
         }
     }
 
@@ -105,6 +107,14 @@ impl QuicTransportOptions {
     /// nobody is reached.
     pub fn with_relay_only(mut self, relay_only: bool) -> Self {
         self.relay_only = relay_only;
+        self
+    }
+
+    /// Ask the router to let a port in, by PCP, NAT-PMP or UPnP, when this node is behind a NAT. Default: on. Off, peers behind
+    /// strict NATs reach us through a relay only. Nothing is asked without a relay, which shows that there is a NAT, or with
+    /// [`with_relay_only`](Self::with_relay_only). Everybody who learns our addresses can send to the port.
+    pub fn with_port_mapping(mut self, port_mapping: bool) -> Self {
+        self.port_mapping = port_mapping;
         self
     }
 

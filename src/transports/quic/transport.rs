@@ -103,7 +103,8 @@ impl QuicTransport {
         };
         let traversal = network.map(|network| {
             let (relays, relay_only) = (options.relays.clone(), options.relay_only);
-            let traversal = TraversalOptions { network, relays, relay_only };
+            let port_mapping = options.port_mapping && !relay_only;
+            let traversal = TraversalOptions { network, relays, relay_only, port_mapping };
             let seed = blake3::derive_key(TRAVERSAL_CONTEXT, &seed);
             Traversal::start(paths.clone(), identity.clone(), tls, traversal, seed)
         });
@@ -322,6 +323,9 @@ impl QuicTransportImpl {
         let _ = timeout_at(now + deadline * 3 / 4, flushed).await;
         for connection in connections {
             connection.quinn.close(code(CloseReason::Done), b"");
+        }
+        if let Some(traversal) = &self.traversal {
+            let _ = timeout_at(now + deadline, traversal.release()).await;
         }
         if let Some(endpoint) = self.close() {
             let _ = timeout_at(now + deadline, endpoint.wait_idle()).await;

@@ -50,7 +50,7 @@ pub(super) async fn run(
     let binding = BindingMachine::new(BindingOptions::new(), traversal.random());
     let introductions = (Instant::now(), INTRODUCTIONS_PER_SECOND);
     let interfaces = traversal.options.network.interface_addresses();
-    let mut turns = traversal.turns.subscribe();
+    let (mut turns, mut external) = (traversal.turns.subscribe(), traversal.port_mapping.external());
     let turn = Manager::default();
     let mut hub = Hub { traversal, binding, servers: BTreeSet::new(), interfaces, turn, introductions };
     let mut look_at = Instant::now();
@@ -66,6 +66,7 @@ pub(super) async fn run(
                 None => return,
             },
             Some((relay, frame)) = heard.recv() => hub.on_relay(&relay, frame),
+            Ok(()) = external.changed() => hub.tell_candidates(),
             () = hub.traversal.network_changed.notified() => hub.on_network_change(),
             Ok(()) = turns.changed() => {
                 hub.drive_turn();
@@ -214,6 +215,7 @@ impl Hub {
 
     fn on_network_change(&mut self) {
         self.interfaces = self.traversal.options.network.interface_addresses();
+        self.traversal.port_mapping.on_network_change();
         self.binding.on_network_change(Instant::now().into_std());
         self.turn.on_network_change();
         self.drive_turn();
@@ -279,8 +281,12 @@ impl Hub {
         let public =
             hosts.iter().any(|host| mapped.contains(host) || !is_private(host.ip()) && self.servers.is_empty());
         self.traversal.public.store(public, Ordering::Relaxed);
+        self.traversal.port_mapping.consider(&self.traversal, &hosts, &mapped);
+        let external = *self.traversal.port_mapping.external().borrow();
+        candidates.extend(external.map(|address| Candidate { kind: CandidateKind::Mapped, address }));
+        let known = |address: &&SocketAddr| hosts.contains(address) || external == Some(**address);
         let reflexive = |address: &SocketAddr| Candidate { kind: CandidateKind::ServerReflexive, address: *address };
-        candidates.extend(mapped.iter().filter(|address| !hosts.contains(address)).map(reflexive));
+        candidates.extend(mapped.iter().filter(|address| !known(address)).map(reflexive));
         if self.traversal.options.relay_only {
             candidates.clear();
         }

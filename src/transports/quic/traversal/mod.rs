@@ -9,6 +9,7 @@
 mod checker;
 mod hub;
 mod meeting;
+mod port_mapping;
 mod turn;
 mod upkeep;
 
@@ -43,6 +44,7 @@ use crate::transports::tls::TlsIdentity;
 use crate::watch;
 use checker::{CheckInput, InUse, Registered, is_private};
 pub(super) use meeting::Meeting;
+use port_mapping::PortMapping;
 use turn::Turns;
 pub(super) use upkeep::{Kept, PathStream, keep_paths};
 
@@ -56,6 +58,8 @@ pub(super) struct TraversalOptions {
     pub(super) relays: Vec<RelayAddress>,
     /// Use relayed paths only, and tell nobody our addresses.
     pub(super) relay_only: bool,
+    /// Ask the router for a port. Not together with `relay_only`.
+    pub(super) port_mapping: bool,
 }
 
 /// What came of an introduction, for the meeting that asked for it.
@@ -87,6 +91,7 @@ pub(super) struct Traversal {
     candidates: watch::Sender<Vec<Candidate>>,
     public: AtomicBool,
     network_changed: Notify,
+    port_mapping: PortMapping,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -104,6 +109,7 @@ impl Traversal {
         let interfaces = options.network.interface_addresses();
         let mut hosts = hub::host_candidates(&paths, &interfaces);
         hosts.retain(|_| !options.relay_only);
+        let enabled = options.port_mapping;
         let traversal = Arc::new(Self {
             options,
             identity,
@@ -120,16 +126,25 @@ impl Traversal {
             candidates: watch::Sender::new(hosts),
             public: AtomicBool::new(false),
             network_changed: Notify::new(),
+            port_mapping: PortMapping::new(enabled),
             tasks: Mutex::default(),
             paths,
         });
         if let Some(stun) = traversal.paths.take_stun() {
             traversal.spawn(hub::run(traversal.clone(), stun, to_hear));
         }
+        if enabled {
+            traversal.spawn(port_mapping::run(traversal.clone()));
+        }
         for relay in relays {
             traversal.add_relay(relay);
         }
         traversal
+    }
+
+    /// Gives back what the router holds for us, best effort and within half a second.
+    pub(super) async fn release(&self) {
+        self.port_mapping.end().await;
     }
 
     /// Ends all tasks and sessions.
