@@ -279,12 +279,6 @@ impl PandaNetwork {
         self.node.connections.list()
     }
 
-    /// The ways to a connected peer that were tried, and what came of each. They name addresses: show them to this node's
-    /// user only.
-    pub fn paths(&self, peer: &PeerId) -> Vec<PathReport> {
-        self.node.quic.peer_paths(peer)
-    }
-
     /// Counters of the transport.
     pub fn transport_stats(&self) -> TransportStats {
         self.node.transport.stats()
@@ -346,6 +340,12 @@ impl PandaNetwork {
     /// The relays that this node keeps sessions with, and how those are.
     pub fn relays(&self) -> Vec<(RelayAddress, RelayState)> {
         self.node.quic.relays()
+    }
+
+    /// The ways to a connected peer that were tried, and what came of each. They name addresses: show them to this node's
+    /// user only.
+    pub fn paths(&self, peer: &PeerId) -> Vec<PathReport> {
+        self.node.quic.peer_paths(peer)
     }
 
     async fn open_record(&self, record: DocumentRecord) -> Result<Document, PandaError> {
