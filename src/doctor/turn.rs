@@ -1,11 +1,10 @@
 //! Asking TURN servers for a relayed address, by all they offer, and giving it back.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -15,6 +14,7 @@ use super::options::Step;
 use super::relays::{Opened, in_order};
 use super::report::{ProbeError, TurnFinding};
 use super::tools::{Datagrams, Family, Tools, due, now};
+use crate::ids::PeerId;
 use crate::limits::TURN_FRAME_MAX_BYTES;
 use crate::nat::RetransmitOptions;
 use crate::nat::allocation::{self, Allocation, TurnEvent, TurnOptions};
@@ -23,13 +23,12 @@ use crate::nat::framing::TurnFramer;
 use crate::nat::stun::AddressFamily;
 use crate::rendezvous::wire::{TurnServer, TurnTransport};
 use crate::transports::stream::TokioStream;
+use crate::transports::turn_tls;
 
-/// How long connecting and asking may take, twice over: the first request is answered by a challenge.
+/// How long connecting and asking may take: at least four round trips, since the first request is answered by a challenge.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How often a datagram is sent: given up after 3 s.
 const TRIES: u32 = 4;
-/// The ALPN of TURN over TLS (RFC 7443).
-const ALPN: &[u8] = b"stun.turn";
 
 /// Asks all servers that the relays told us of; per relay.
 pub(super) async fn examine(tools: &Arc<Tools>, relays: &[Opened]) -> Vec<Vec<TurnFinding>> {
@@ -38,30 +37,33 @@ pub(super) async fn examine(tools: &Arc<Tools>, relays: &[Opened]) -> Vec<Vec<Tu
         let mut tasks = JoinSet::new();
         let info = relay.info().cloned();
         for (at, server) in info.iter().flat_map(|info| &info.welcome.turn).cloned().enumerate() {
-            let (tools, dialled) = (tools.clone(), info.as_ref().map(|info| info.address.ip()));
-            tasks.spawn(async move { (at, examine_one(&tools, server, dialled).await) });
+            let (tools, relay) = (tools.clone(), info.as_ref().map(|info| (info.address, info.key)));
+            tasks.spawn(async move { (at, examine_one(&tools, server, relay).await) });
         }
         of_relays.spawn(async move { (at, in_order(tasks).await) });
     }
     in_order(of_relays).await
 }
 
-async fn examine_one(tools: &Tools, server: TurnServer, dialled: Option<IpAddr>) -> TurnFinding {
+/// Where a relay's TLS port was reached, and the key that it showed there.
+type Relay = Option<(SocketAddr, PeerId)>;
+
+async fn examine_one(tools: &Tools, server: TurnServer, relay: Relay) -> TurnFinding {
     tools.tell(Step::Turn(server.server.clone()));
     let started = Instant::now();
-    let asked = timeout(DEADLINE, ask(tools, &server, dialled)).await;
+    let asked = timeout(DEADLINE, ask(tools, &server, relay)).await;
     let asked = asked.unwrap_or(Err(ProbeError::Timeout(DEADLINE)));
     let took = started.elapsed();
     let relayed = asked.as_ref().ok().copied();
     TurnFinding { transport: server.transport, server: server.server, relayed, took: asked.map(|_| took) }
 }
 
-async fn ask(tools: &Tools, server: &TurnServer, dialled: Option<IpAddr>) -> Result<SocketAddr, ProbeError> {
+async fn ask(tools: &Tools, server: &TurnServer, relay: Relay) -> Result<SocketAddr, ProbeError> {
     let credentials = TurnCredentials::new(server.username.clone(), server.password.clone());
     let credentials = credentials.map_err(|error| ProbeError::Protocol(error.to_string()))?;
     let mut error = ProbeError::NoAnswer;
-    for address in addresses(tools, server, dialled).await? {
-        let asked = match connect(tools, server, address).await {
+    for address in addresses(tools, server, relay).await? {
+        let asked = match connect(tools, server, address, relay).await {
             Ok(link) => allocate(tools, server.transport, address, link, credentials.clone()).await,
             Err(failed) => Err(failed),
         };
@@ -74,26 +76,23 @@ async fn ask(tools: &Tools, server: &TurnServer, dialled: Option<IpAddr>) -> Res
 }
 
 /// Where the server is. An unspecified address stands for the relay that told us of it.
-async fn addresses(tools: &Tools, server: &TurnServer, dialled: Option<IpAddr>) -> Result<Vec<SocketAddr>, ProbeError> {
-    match (server.server.ip(), dialled) {
-        (Some(ip), Some(dialled)) if ip.is_unspecified() => Ok(vec![(dialled, server.server.port()).into()]),
+async fn addresses(tools: &Tools, server: &TurnServer, relay: Relay) -> Result<Vec<SocketAddr>, ProbeError> {
+    match (server.server.ip(), relay) {
+        (Some(ip), Some((reached, _))) if ip.is_unspecified() => Ok(vec![(reached.ip(), server.server.port()).into()]),
         _ => tools.resolve(&server.server).await,
     }
 }
 
-async fn connect(tools: &Tools, server: &TurnServer, address: SocketAddr) -> Result<Link, ProbeError> {
-    let stream = match server.transport {
-        TurnTransport::Udp => return Ok(Link::Udp(tools.bind(Family::of(&address))?, address)),
-        TurnTransport::Tcp | TurnTransport::Tls => TokioStream(tools.network.connect_tcp(address).await?),
-    };
+async fn connect(tools: &Tools, server: &TurnServer, address: SocketAddr, relay: Relay) -> Result<Link, ProbeError> {
     let stream: Box<dyn Stream> = match server.transport {
-        TurnTransport::Udp | TurnTransport::Tcp => Box::new(stream),
+        TurnTransport::Udp => return Ok(Link::Udp(tools.bind(Family::of(&address))?, address)),
+        TurnTransport::Tcp => Box::new(TokioStream(tools.network.connect_tcp(address).await?)),
         TurnTransport::Tls => {
-            let tls = |error: &dyn std::fmt::Display| ProbeError::Protocol(error.to_string());
-            // The credentials are good for nothing else, and what is relayed is encrypted between the peers.
-            let mut config = tools.tls.client_of_anyone().map_err(|error| tls(&error))?;
-            config.alpn_protocols = vec![ALPN.to_vec()];
-            let name = ServerName::try_from("relay.invalid").map_err(|error| tls(&error))?;
+            // Pinned where the relay itself is the server.
+            let pin = relay.filter(|(reached, _)| *reached == address).map(|(_, key)| key);
+            let config = turn_tls::client(&tools.tls, &server.server, pin.as_ref());
+            let (config, name) = config.map_err(ProbeError::Protocol)?;
+            let stream = TokioStream(tools.network.connect_tcp(address).await?);
             Box::new(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
         }
     };

@@ -7,3 +7,4 @@ pub mod quic;
 pub mod relay_client;
 pub mod stream;
 pub mod tls;
+pub(crate) mod turn_tls;
