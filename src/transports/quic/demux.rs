@@ -69,6 +69,6 @@ mod tests {
         let kept = retain_segments(&mut batch, 2, |segment| segment != b"bb" && segment != b"ee");
         assert_eq!(&batch[..kept], b"aaccddf");
         assert_eq!(retain_segments(&mut batch[..0], 2, |_| true), 0);
-        assert_eq!(retain_segments(&mut *b"abc".to_vec(), 0, |_| true), 3);
+        assert_eq!(retain_segments(&mut b"abc".to_vec(), 0, |_| true), 3);
     }
 }

@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 
+use super::Turns;
 use super::link::{Link, Way};
-use super::{Turns, tls};
 use crate::ids::PeerId;
 use crate::limits::{NAT_KEEP_ALIVE_MAX, RELAY_CONNECT_DEADLINE, TURN_MAX_TRANSACTIONS, TURN_SEND_QUEUE};
 use crate::nat::allocation::{Allocation, TurnFailure, TurnOptions, TurnTransport};
@@ -32,6 +32,7 @@ use crate::transports::quic::addresses::canonical;
 use crate::transports::quic::paths::{Received, TurnLink};
 use crate::transports::quic::traversal::Traversal;
 use crate::transports::stream::TokioStream;
+use crate::transports::turn_tls;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -263,7 +264,7 @@ async fn connect_tls(
     traversal: &Traversal,
     plan: &Plan,
 ) -> Result<tokio_rustls::client::TlsStream<TokioStream>, TurnError> {
-    let (config, name) = tls::client(&traversal.tls, &plan.server, plan.pin.as_ref()).map_err(TurnError::Tls)?;
+    let (config, name) = turn_tls::client(&traversal.tls, &plan.server, plan.pin.as_ref()).map_err(TurnError::Tls)?;
     let stream = connect(traversal, plan).await?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     connected.map_err(|error| TurnError::Tls(error.to_string()))

@@ -8,7 +8,6 @@ mod driver;
 mod link;
 mod manager;
 mod policy;
-mod tls;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
