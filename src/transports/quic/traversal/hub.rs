@@ -132,7 +132,11 @@ impl Hub {
     fn on_relay(&mut self, relay: &RelayAddress, frame: RelayFrame) {
         match frame {
             RelayFrame::Signal { from, sealed } => self.on_signal(relay, from, &sealed),
-            RelayFrame::NotHere { to } | RelayFrame::Busy { to } => {
+            RelayFrame::Busy { .. } => {
+                lock(&self.traversal.refused_flows).insert(relay.clone(), Instant::now());
+                self.drive_turn();
+            }
+            RelayFrame::NotHere { to } => {
                 let meetings = lock(&self.traversal.meetings);
                 for (_, meeting) in meetings.iter().filter(|((peer, _), _)| *peer == to) {
                     let _ = meeting.try_send(Word::NotHere);
@@ -178,6 +182,7 @@ impl Hub {
             return;
         }
         flows.entry(peer).or_default().insert(relay.clone(), path);
+        lock(&self.traversal.refused_flows).remove(relay);
         drop(flows);
         self.traversal.flows_changed.send_modify(|version| *version += 1);
     }

@@ -51,6 +51,9 @@ pub(super) use upkeep::{Kept, PathStream, keep_paths};
 /// A connection that has been on a direct path for this long needs no further standby.
 const SETTLED: Duration = Duration::from_secs(60);
 
+/// How long a relay that had no flow for us is not counted on.
+const FLOW_REFUSED: Duration = Duration::from_secs(60);
+
 /// What a transport needs to traverse NATs.
 #[derive(Debug, Clone)]
 pub(super) struct TraversalOptions {
@@ -86,6 +89,8 @@ pub(super) struct Traversal {
     /// Ends of forwarding flows, by peer and relay.
     flows: Mutex<BTreeMap<PeerId, BTreeMap<RelayAddress, Path>>>,
     flows_changed: watch::Sender<u64>,
+    /// Relays that had no flow for us, and when they last said so.
+    refused_flows: Mutex<BTreeMap<RelayAddress, Instant>>,
     turns: Turns,
     /// Where this node may be reached, best first.
     candidates: watch::Sender<Vec<Candidate>>,
@@ -122,6 +127,7 @@ impl Traversal {
             meetings: Mutex::default(),
             flows: Mutex::default(),
             flows_changed: watch::Sender::new(0),
+            refused_flows: Mutex::default(),
             turns: Turns::new(),
             candidates: watch::Sender::new(hosts),
             public: AtomicBool::new(false),
@@ -257,6 +263,13 @@ impl Traversal {
     /// The flows that relays opened between this node and a peer.
     fn flows_to(&self, peer: &PeerId) -> BTreeMap<RelayAddress, Path> {
         lock(&self.flows).get(peer).cloned().unwrap_or_default()
+    }
+
+    /// Relays that forward nothing for us, as far as is known.
+    fn relays_without_flows(&self) -> BTreeSet<RelayAddress> {
+        let mut refused = lock(&self.refused_flows);
+        refused.retain(|_, at| at.elapsed() < FLOW_REFUSED);
+        refused.keys().cloned().collect()
     }
 
     /// Shows a relay where this end of a flow is.

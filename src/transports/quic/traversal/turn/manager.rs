@@ -106,10 +106,16 @@ impl Manager {
         self.renew(traversal, now);
         traversal.turns.links().iter().for_each(|link| link.sweep(now.into_std()));
         let (unsettled, in_use) = traversal.connections_in_use();
+        let (refused, udp_blocked) = (traversal.relays_without_flows(), self.is_udp_blocked(now, seen));
+        let refuses = |server: &SocketAddr| {
+            let offers = self.offers.iter().filter(|(relay, _)| refused.contains(*relay));
+            offers.into_iter().any(|(_, offers)| offers.info.datagrams().any(|address| address.ip() == server.ip()))
+        };
+        let forwarding = seen.mappings.iter().filter(|(server, _)| !refuses(server));
         let situation = Situation {
-            udp_blocked: self.is_udp_blocked(now, seen),
-            standby: traversal.options.relay_only || unsettled && is_symmetric(&seen.mappings),
-            forwarding: seen.mappings.iter().map(|(server, _)| server.ip().to_string()).collect(),
+            udp_blocked,
+            standby: traversal.options.relay_only || !refused.is_empty() || unsettled && is_symmetric(&seen.mappings),
+            forwarding: forwarding.map(|(server, _)| server.ip().to_string()).collect(),
         };
         let (keys, choices): (Vec<_>, Vec<_>) = self.choices(now).into_iter().unzip();
         let wanted: Vec<_> = wanted(&situation, &choices).into_iter().map(|place| &keys[place]).collect();

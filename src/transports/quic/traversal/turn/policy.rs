@@ -2,7 +2,7 @@
 //!
 //! - UDP is blocked: at once, over TLS (on port 443 if there is one, since that passes the strictest firewalls), else over
 //!   TCP; and at a second machine, so that connections survive the end of one.
-//! - A standby is wanted (behind a symmetric NAT, or when addresses are to stay hidden): one over UDP, at a machine that
+//! - A standby is wanted (behind a symmetric NAT, when addresses are to stay hidden, or when a relay forwards nothing): one over UDP, at a machine that
 //!   does not forward for us already, since forwarding there is cheaper and would end together with it.
 //! - Otherwise none.
 //!
