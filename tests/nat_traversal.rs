@@ -121,6 +121,13 @@ fn a_peer_behind_a_nat_is_there_in_less_than_a_second_from_a_cold_start() {
     assert!(first_operation_p95(Place::PortRestricted, Place::PortRestricted, 7.0) < Duration::from_millis(900));
 }
 
+#[test]
+fn a_peer_that_only_turn_over_tls_reaches_is_there_in_a_second_and_a_half_from_a_cold_start() {
+    // To the relay, an allocation with its challenge over TCP and TLS of its own, a channel, and then as above.
+    assert!(first_operation_p95(Place::PortRestricted, Place::UdpBlocked, 11.0) < Duration::from_millis(1500));
+    assert!(first_operation_p95(Place::UdpBlocked, Place::PortRestricted, 8.0) < Duration::from_millis(1500));
+}
+
 /// A peer of the document names somebody else's addresses as its own: in its record, and in what it offers at the relay.
 #[test]
 fn an_address_that_is_somebody_elses_gets_a_bounded_number_of_packets() {

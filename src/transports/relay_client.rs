@@ -34,8 +34,10 @@ use crate::watch;
 
 /// Time between two signs of life when the relay says nothing.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
-/// Silence after a ping, or after the network changed, that means that the session is gone.
+/// Silence after a ping that means that the session is gone.
 const PING_WAIT: Duration = Duration::from_secs(5);
+/// The same after the network changed: it probably is.
+const CHANGED_WAIT: Duration = Duration::from_millis(1500);
 /// A session that lasted this long was a good one.
 const STABLE: Duration = Duration::from_secs(30);
 
@@ -241,7 +243,7 @@ impl Session {
                 () = self.kick.notified() => {
                     nonce += 1;
                     NodeFrame::Ping { nonce }.encode(&mut out);
-                    (deadline, asked) = (Instant::now() + PING_WAIT, true);
+                    (deadline, asked) = (Instant::now() + CHANGED_WAIT, true);
                 }
                 () = tokio::time::sleep_until(deadline) => {
                     if asked {

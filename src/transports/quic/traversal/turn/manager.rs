@@ -21,8 +21,9 @@ use crate::rendezvous::wire::{NodeFrame, TurnServer, TurnTransport};
 use crate::transports::quic::traversal::{Traversal, lock};
 use crate::transports::relay_client::RelayInfo;
 
-/// No STUN server answered within this time of the first question, which is repeated twice within it: no UDP gets through.
-const UDP_PATIENCE: Duration = Duration::from_millis(1500);
+/// No STUN server answered within this time of the first question, which is repeated within it: UDP is taken for blocked until
+/// one does. Short: a person waits, and an allocation that turns out to be needless costs a relay little.
+const UDP_PATIENCE: Duration = Duration::from_millis(300);
 /// How long an allocation that is not wanted any more is kept: it may be again, and connections move away meanwhile.
 const KEPT_UNWANTED: Duration = Duration::from_secs(60);
 /// Wait before a server that failed is tried again; doubles up to the second.
