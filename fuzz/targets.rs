@@ -3,13 +3,17 @@
 //! Shared by the libFuzzer targets in `fuzz_targets/` and by `tests/decoders.rs`, which runs them on mutated samples
 //! without a fuzzer. Each returns whether its input was taken.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use panda_network::frame::FrameDecoder;
 use panda_network::identity::Identity;
 use panda_network::ids::LogId;
 use panda_network::limits::{FRAME_MAX_BYTES, TURN_FRAME_MAX_BYTES};
 use panda_network::nat::framing::{TurnFramer, parse_channel_data};
+use panda_network::nat::port_mapping::{self, PortMappingMachine, Status, is_global, read_probe, upnp};
 use panda_network::nat::stun::{Attribute, IntegrityKey, Response, Scanned, relayed};
+use panda_network::net::Gateway;
 use panda_network::rendezvous::address::RelayAddress;
 use panda_network::rendezvous::seal;
 use panda_network::rendezvous::signal::Signal;
@@ -187,4 +191,39 @@ fn frame_survives<T: PartialEq + std::fmt::Debug, E: PartialEq + std::fmt::Debug
     encode(&frame, &mut again);
     assert_eq!(decode(&Bytes::from(again).slice(PREFIX_BYTES..)), Ok(frame));
     true
+}
+
+/// What a router says when it is asked for a port: by PCP, by NAT-PMP, and every message of UPnP.
+pub fn router(data: &[u8]) -> bool {
+    let gateway = Gateway { router: [192, 168, 1, 1].into(), interface: [192, 168, 1, 2].into() };
+    let (now, router) = (Instant::now(), (gateway.router, port_mapping::PORT).into());
+    let mut machine = PortMappingMachine::new(now, gateway, 4000, [7; 12]);
+    machine.handle_input(now, router, data);
+    let mapped = matches!(machine.status(), Status::Mapped(external) if is_global(*external.ip()));
+    assert!(mapped || !matches!(machine.status(), Status::Mapped(_)));
+    let place = upnp::location(data, router);
+    if let Some(place) = &place {
+        assert_eq!(*place.address.ip(), gateway.router);
+        assert_eq!(place.get().matches("\r\n").count(), 4);
+    }
+    let answered = upnp::response(data, true);
+    if let Some((_, body)) = &answered {
+        assert!(body.len() <= data.len());
+    }
+    mapped || read_probe(data).is_some() || place.is_some() || answered.is_some() || description(data)
+}
+
+/// The documents of UPnP. What is asked stays at the router and within its lines.
+fn description(data: &[u8]) -> bool {
+    let found = "HTTP/1.1 200 OK\r\nST: x:InternetGatewayDevice:1\r\nLOCATION: http://192.168.1.1:5000/\r\n\r\n";
+    let place = upnp::location(found.as_bytes(), ([192, 168, 1, 1], 1900).into());
+    let (Some(place), Ok(text)) = (place, std::str::from_utf8(data)) else { return false };
+    let service = upnp::Service::find(text, &place);
+    if let Some(service) = &service {
+        assert_eq!(service.control.address.ip(), place.address.ip());
+        let request = upnp::Action::ExternalAddress.request(service);
+        let head = request.split("\r\n\r\n").next().unwrap_or_default();
+        assert_eq!(head.lines().count(), 6);
+    }
+    service.is_some() || upnp::external_address(text).is_some() || upnp::error_code(text).is_some()
 }

@@ -284,6 +284,26 @@ fn a_turn_stream_is_cut_or_refused() {
 }
 
 #[test]
+fn a_routers_answer_is_understood_or_dropped() {
+    let mut pcp = vec![2, 0x81, 0, 0, 0, 0, 0x0e, 0x10];
+    pcp.resize(24, 0);
+    pcp.extend([7; 12]);
+    pcp.extend([17, 0, 0, 0, 0x0f, 0xa0, 0x1b, 0x58, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 203, 0, 113, 9]);
+    let nat_pmp = [0, 128, 0, 0, 0, 0, 0, 1, 203, 0, 113, 9];
+    let service =
+        "<serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType><controlURL>/c</controlURL>";
+    let texts = [
+        "HTTP/1.1 200 OK\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nLOCATION: http://192.168.1.1:5/d\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n10;x\r\n0123456789abcdef\r\n0\r\n\r\n",
+        &format!("<?xml version=\"1.0\"?><root xmlns=\"urn:x\"><device><service>{service}</service></device></root>"),
+        "<s:Envelope xmlns:s=\"http://s\"><NewExternalIPAddress>203.0.113.9</NewExternalIPAddress></s:Envelope>",
+    ];
+    let samples: Vec<_> = texts.iter().map(|text| text.as_bytes().to_vec()).chain([pcp, nat_pmp.to_vec()]).collect();
+    let taken = feed(targets::router, &samples, 100_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
+}
+
+#[test]
 fn a_stream_of_frames_is_cut_or_refused() {
     let stream = |parts: &[&[u8]]| {
         let frames = parts.iter().flat_map(|part| [&(part.len() as u32).to_be_bytes()[..], part].concat());
