@@ -7,7 +7,9 @@ use std::process::Command;
 use libtest_mimic::Trial;
 
 use crate::matrix::{self, Pair, Way};
+use crate::nat::Nat;
 use crate::process::Process;
+use crate::scene;
 use crate::shell::{self, PATIENCE};
 use crate::site::{Host, Server};
 use crate::turn::{self, Turn};
@@ -21,7 +23,32 @@ pub fn trials() -> Vec<Trial> {
     let with_relay = matrix::trials("nodes", needs, matrix::pairs(), two_nodes_with_our_relay);
     let by_turn = matrix::pairs().into_iter().filter(|pair| pair.way() != Way::Direct);
     let with_coturn = matrix::trials("coturn", needs, by_turn, two_nodes_with_coturn);
-    with_relay.into_iter().chain(with_coturn).collect()
+    let told = |nat: Nat| scene(format!("doctor::{nat}"), needs, move |world| a_doctor_names_it(world, nat));
+    let doctors = Nat::ALL.into_iter().filter(|nat| *nat != Nat::UdpBlocked).map(told);
+    with_relay.into_iter().chain(with_coturn).chain(doctors).collect()
+}
+
+/// What coturn's own client finds out, in `behaviour::`.
+fn a_doctor_names_it(world: &World, nat: Nat) {
+    let server = world.server("stun");
+    let turn = Turn::start(&server);
+    let host = world.host(nat);
+    let mut doctor = Command::new(PANDA.expect("a scene that needs it"));
+    doctor.args(["doctor", "--json", "--stun", &turn.address().to_string()]);
+    let mut doctor = host.spawn("doctor", &doctor);
+    let report = doctor.wait_for("a report", PATIENCE, |line| line.starts_with('{').then(|| line.to_owned()));
+    let mapping = match (nat, nat.maps_independently()) {
+        (Nat::None, _) => "none",
+        (_, true) => "endpoint-independent",
+        (_, false) => "address and port-dependent",
+    };
+    let filtering = match (nat.admits_strangers(), nat.admits_other_ports()) {
+        (true, _) => "endpoint-independent",
+        (false, true) => "address-dependent",
+        (false, false) => "address and port-dependent",
+    };
+    assert!(report.contains(&format!("\"mapping\":\"{mapping}\"")), "expected {mapping}: {report}");
+    assert!(report.contains(&format!("\"filtering\":\"{filtering}\"")), "expected {filtering}: {report}");
 }
 
 fn two_nodes_with_our_relay(world: &World, pair: Pair) {
