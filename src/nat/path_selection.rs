@@ -247,6 +247,16 @@ impl PathSelection {
         }
     }
 
+    /// Both ends begin to open their NATs at `at`: paths that never answered are asked from then on.
+    pub fn punch(&mut self, at: Instant) {
+        for candidate in self.paths.values_mut() {
+            if let State::Unanswered { tries, .. } = &mut candidate.state {
+                *tries = 0;
+                (candidate.waiting, candidate.next_check) = (false, Some(at));
+            }
+        }
+    }
+
     /// Everything is to be tried again: the network changed.
     pub fn on_network_change(&mut self, now: Instant) {
         for candidate in self.paths.values_mut() {

@@ -257,3 +257,19 @@ fn a_path_that_is_gone_is_replaced_at_once_and_a_full_list_makes_room_for_relays
     world.selection.remove(world.now, &selected);
     assert_ne!(world.selection.selected().map(|(path, _)| path), Some(selected));
 }
+
+#[test]
+fn a_timed_punch_asks_what_never_answered_at_its_moment_and_leaves_the_rest_alone() {
+    let mut world = World::new(|now| PathSelection::on(now, forward(), PathKind::Forwarded, 10 * MILLISECOND));
+    world.works(forward(), 10);
+    world.selection.add(world.now, direct(1), PathKind::Punched);
+    // The round is over: the next one would be half a minute later.
+    world.run(Duration::from_secs(10));
+    let before = world.sent[&direct(1)];
+    world.selection.punch(world.now + 100 * MILLISECOND);
+    world.works(direct(1), 20);
+    world.run(99 * MILLISECOND);
+    assert_eq!(world.sent[&direct(1)], before);
+    world.run(50 * MILLISECOND);
+    assert_eq!(world.selected(), direct(1));
+}

@@ -173,6 +173,11 @@ impl Checker {
         self.traversal.note_in_use(self.session, path, kind);
     }
 
+    /// Both ends begin to open their NATs after this time.
+    pub(super) fn punch(&mut self, after: Duration) {
+        self.selection.punch((Instant::now() + after).into_std());
+    }
+
     /// A path that relays offer.
     pub(super) fn add_relayed(&mut self, path: Path) {
         let kind = self.kind(path);

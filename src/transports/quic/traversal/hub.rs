@@ -14,7 +14,7 @@ use super::checker::{CheckInput, is_private};
 use super::turn::{Manager, Seen};
 use super::{Traversal, Word, lock, meeting};
 use crate::ids::PeerId;
-use crate::limits::{INTRODUCTIONS_PER_SECOND, SIGNAL_CANDIDATES};
+use crate::limits::{INTRODUCTIONS_PER_SECOND, PUNCH_DELAY_MAX, SIGNAL_CANDIDATES};
 use crate::nat::binding::{BindingMachine, BindingOptions};
 use crate::nat::check;
 use crate::nat::path::{Path, Via};
@@ -148,8 +148,12 @@ impl Hub {
                 lock(&self.traversal.flows).values_mut().for_each(|flows| flows.retain(|_, path| !closed(path)));
                 self.traversal.flows_changed.send_modify(|version| *version += 1);
             }
-            // Checks are dense enough to meet without being timed to the millisecond.
-            RelayFrame::Punch { .. } => {}
+            RelayFrame::Punch { peer, session, after_ms } => {
+                let after = Duration::from_millis(after_ms.into()).min(PUNCH_DELAY_MAX);
+                if let Some(meeting) = lock(&self.traversal.meetings).get(&(peer, session)) {
+                    let _ = meeting.try_send(Word::Punch(after));
+                }
+            }
             RelayFrame::Welcome(welcome) => {
                 self.on_turn_servers(relay, welcome.turn);
                 self.look_at_relays();

@@ -93,9 +93,12 @@ impl Meeting {
                 biased;
                 Some(word) = heard.recv() => match word {
                     Word::Signal(Signal::Answer { candidates, .. } | Signal::Candidates { candidates, .. }) => {
-                        answered = true;
                         checker.add_candidates(&candidates);
+                        if !std::mem::replace(&mut answered, true) {
+                            traversal.say(&relay, NodeFrame::Punch { to: peer, session: number });
+                        }
                     }
+                    Word::Punch(after) => checker.punch(after),
                     // It may come, or change its mind, while the dial lasts.
                     Word::Signal(Signal::Refused { .. } | Signal::Offer { .. }) | Word::NotHere => {}
                 },
@@ -176,11 +179,11 @@ pub(super) async fn answer(
         loop {
             tokio::select! {
                 biased;
-                Some(word) = heard.recv() => {
-                    if let Word::Signal(Signal::Candidates { candidates, .. }) = word {
-                        checker.add_candidates(&candidates);
-                    }
-                }
+                Some(word) = heard.recv() => match word {
+                    Word::Signal(Signal::Candidates { candidates, .. }) => checker.add_candidates(&candidates),
+                    Word::Punch(after) => checker.punch(after),
+                    Word::Signal(_) | Word::NotHere => {}
+                },
                 Ok(()) = flows.changed() => if let Some(path) = traversal.flows_to(&peer).get(&relay) {
                     traversal.announce(*path);
                     checker.add_relayed(*path);

@@ -69,6 +69,8 @@ pub(super) struct TraversalOptions {
 #[derive(Debug)]
 enum Word {
     Signal(Signal),
+    /// Both ends begin after this time.
+    Punch(Duration),
     /// The peer has no session with that relay, or too many wait for it.
     NotHere,
 }
