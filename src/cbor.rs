@@ -155,6 +155,16 @@ impl Reader<'_> {
         Ok(self.decoder.u32()?)
     }
 
+    pub(crate) fn u32_up_to(&mut self, what: &'static str, limit: usize) -> Result<u32, CborError> {
+        let value = self.decoder.u32()?;
+        check(what, value.into(), limit)?;
+        Ok(value)
+    }
+
+    pub(crate) fn bool(&mut self) -> Result<bool, CborError> {
+        Ok(self.decoder.bool()?)
+    }
+
     pub(crate) fn u64(&mut self) -> Result<u64, CborError> {
         Ok(self.decoder.u64()?)
     }

@@ -2,10 +2,10 @@
 
 use thiserror::Error;
 
+use crate::cbor::CborError;
 use crate::frame::FrameError;
 use crate::store::StoreError;
 use crate::sync::hello::PROTOCOL_VERSIONS;
-use crate::sync::wire::WireError;
 use crate::transport::{CloseReason, TransportError};
 
 /// A session with a peer about a document, or the whole link to it, ended early. What was acknowledged is safe; the next
@@ -18,7 +18,7 @@ pub enum SessionError {
     Frame(#[from] FrameError),
     /// The peer sent a frame that says nothing sensible.
     #[error(transparent)]
-    Wire(#[from] WireError),
+    Wire(#[from] CborError),
     /// The peer broke the order of the protocol.
     #[error("peer broke the protocol: {0}")]
     Misbehaved(&'static str),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use minicbor::{Decoder, Encoder};
 
-use super::wire::WireError;
+use crate::cbor::CborError;
 
 /// The protocol version that this node speaks, and the oldest it still understands.
 pub const PROTOCOL_VERSIONS: Hello = Hello { newest: 1, oldest: 1 };
@@ -29,8 +29,8 @@ impl Hello {
     /// Reads a hello. A newer version may say more: what follows the two numbers is not for us.
     ///
     /// # Errors
-    /// [`WireError`].
-    pub fn decode(hello: &[u8]) -> Result<Self, WireError> {
+    /// [`CborError`].
+    pub fn decode(hello: &[u8]) -> Result<Self, CborError> {
         let mut decoder = Decoder::new(hello);
         decoder.array()?;
         Ok(Self { newest: decoder.u16()?, oldest: decoder.u16()? })

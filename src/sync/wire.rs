@@ -5,48 +5,16 @@
 //! both ends agreed on the protocol version before. All lists are bounded before they are read.
 
 use bytes::Bytes;
-use minicbor::{Decoder, Encoder};
-use thiserror::Error;
 
 use super::tokens::{TOKEN_BYTES, Token};
+use crate::cbor::{self, CborError, Encoded, Out, Reader};
 use crate::frame::put_frame;
 use crate::ids::{OperationId, PeerId};
 use crate::limits::{
-    HEADS_PER_FRAME, MAX_OPEN_DOCUMENTS, OPERATION_HEADER_MAX_BYTES, OPERATION_PAYLOAD_MAX_BYTES, PAGE_MAX_OPERATIONS,
-    PEERS_PER_FRAME,
+    FRAME_MAX_BYTES, HEADS_PER_FRAME, MAX_OPEN_DOCUMENTS, OPERATION_HEADER_MAX_BYTES, OPERATION_PAYLOAD_MAX_BYTES,
+    PAGE_MAX_OPERATIONS, PEERS_PER_FRAME,
 };
 use crate::operation::{Head, SeqNum};
-
-/// A frame does not say what it should. The peer erred.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum WireError {
-    /// Not the CBOR that the frame should be.
-    #[error("peer sent a damaged frame: {0}")]
-    Cbor(String),
-    /// A number that no version of this protocol uses here.
-    #[error("peer sent a frame of unknown kind {0}")]
-    UnknownKind(u8),
-    /// A list or a value is over its limit.
-    #[error("peer sent {actual} {what} in one frame, at most {limit} are allowed")]
-    TooMany {
-        /// What there is too much of.
-        what: &'static str,
-        /// How many.
-        actual: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// Bytes after the end of the frame's content.
-    #[error("peer sent a frame with bytes after its end")]
-    Trailing,
-}
-
-impl From<minicbor::decode::Error> for WireError {
-    fn from(error: minicbor::decode::Error) -> Self {
-        Self::Cbor(error.to_string())
-    }
-}
 
 /// What a stream is for. The first frame on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,21 +96,13 @@ pub enum DocumentFrame {
     Peers(Vec<Bytes>),
 }
 
-type Out<'a> = Encoder<&'a mut Vec<u8>>;
-type Encoded = Result<(), minicbor::encode::Error<std::convert::Infallible>>;
-
-/// Appends one frame: an array of `len` items that `fill` writes. Writing to a Vec cannot fail.
+/// Appends one frame: an array of `len` items that `fill` writes.
 fn put(out: &mut Vec<u8>, len: u64, kind: u8, fill: impl FnOnce(&mut Out<'_>) -> Encoded) {
-    put_frame(out, |out| {
-        let mut encoder = Encoder::new(out);
-        let written = encoder.array(len).and_then(|e| e.u8(kind)).map(|_| ()).and_then(|()| fill(&mut encoder));
-        debug_assert!(written.is_ok());
-    });
+    put_frame(out, |out| cbor::encode(out, len, kind, fill));
 }
 
 fn put_tokens(e: &mut Out<'_>, tokens: &[Token]) -> Encoded {
-    e.array(tokens.len() as u64)?;
-    tokens.iter().try_for_each(|token| e.bytes(&token.0).map(|_| ()))
+    cbor::put_list(e, tokens, |e, token| e.bytes(&token.0).map(|_| ()))
 }
 
 impl StreamOpen {
@@ -158,13 +118,13 @@ impl StreamOpen {
     /// Reads the content of a frame.
     ///
     /// # Errors
-    /// [`WireError`].
-    pub fn decode(frame: &Bytes) -> Result<Self, WireError> {
-        decode_frame(frame, |reader, kind| match kind {
+    /// [`CborError`].
+    pub fn decode(frame: &Bytes) -> Result<Self, CborError> {
+        cbor::decode(frame, |reader, kind| match kind {
             0 => Ok(Self::Control),
-            1 => Ok(Self::Document(reader.token()?)),
-            2 => Ok(Self::CatchUp(reader.token()?)),
-            kind => Err(WireError::UnknownKind(kind)),
+            1 => Ok(Self::Document(token(reader)?)),
+            2 => Ok(Self::CatchUp(token(reader)?)),
+            kind => Err(CborError::UnknownKind(kind)),
         })
     }
 }
@@ -183,14 +143,14 @@ impl ControlFrame {
     /// Reads the content of a frame.
     ///
     /// # Errors
-    /// [`WireError`].
-    pub fn decode(frame: &Bytes) -> Result<Self, WireError> {
-        decode_frame(frame, |reader, kind| match kind {
-            0 => Ok(Self::Share(reader.list("tokens", MAX_OPEN_DOCUMENTS, Reader::token)?)),
-            1 => Ok(Self::Unshare(reader.list("tokens", MAX_OPEN_DOCUMENTS, Reader::token)?)),
-            2 => Ok(Self::Address(reader.bytes()?)),
+    /// [`CborError`].
+    pub fn decode(frame: &Bytes) -> Result<Self, CborError> {
+        cbor::decode(frame, |reader, kind| match kind {
+            0 => Ok(Self::Share(reader.list("tokens", MAX_OPEN_DOCUMENTS, token)?)),
+            1 => Ok(Self::Unshare(reader.list("tokens", MAX_OPEN_DOCUMENTS, token)?)),
+            2 => Ok(Self::Address(bytes(reader)?)),
             3 => Ok(Self::Goodbye),
-            kind => Err(WireError::UnknownKind(kind)),
+            kind => Err(CborError::UnknownKind(kind)),
         })
     }
 }
@@ -237,125 +197,60 @@ impl DocumentFrame {
     /// Reads the content of a frame; headers and bodies are slices of it.
     ///
     /// # Errors
-    /// [`WireError`].
-    pub fn decode(frame: &Bytes) -> Result<Self, WireError> {
-        decode_frame(frame, |reader, kind| match kind {
+    /// [`CborError`].
+    pub fn decode(frame: &Bytes) -> Result<Self, CborError> {
+        cbor::decode(frame, |reader, kind| match kind {
             0 => {
-                let last = reader.decoder.bool()?;
+                let last = reader.bool()?;
                 let heads = reader.list("heads", HEADS_PER_FRAME, |reader| {
                     reader.array(3)?;
-                    let (author, seq_num) = (reader.peer()?, reader.decoder.u32()?);
+                    let (author, seq_num) = (reader.peer()?, reader.u32()?);
                     Ok((author, Head { seq_num, id: OperationId::from(reader.fixed()?) }))
                 })?;
                 Ok(Self::Heads { heads, last })
             }
             1 => {
-                let message_id = reader.decoder.u64()?;
+                let message_id = reader.u64()?;
                 let operations = reader.list("operations", PAGE_MAX_OPERATIONS, |reader| {
                     reader.array(2)?;
-                    Ok((reader.bytes()?, reader.bytes()?))
+                    Ok((bytes(reader)?, bytes(reader)?))
                 })?;
                 Ok(Self::Operations { message_id, operations })
             }
             2 => Ok(Self::Large {
-                message_id: reader.decoder.u64()?,
-                header: reader.bounded_bytes("header bytes", OPERATION_HEADER_MAX_BYTES)?,
-                body_len: reader.bounded_u32("body bytes", OPERATION_PAYLOAD_MAX_BYTES + 16)?,
+                message_id: reader.u64()?,
+                header: reader.bytes("header bytes", OPERATION_HEADER_MAX_BYTES)?,
+                body_len: reader.u32_up_to("body bytes", OPERATION_PAYLOAD_MAX_BYTES + 16)?,
             }),
-            3 => Ok(Self::Chunk(reader.bytes()?)),
+            3 => Ok(Self::Chunk(bytes(reader)?)),
             4 => Ok(Self::Acknowledge(reader.list("acknowledgements", HEADS_PER_FRAME, |reader| {
                 reader.array(2)?;
-                Ok((reader.peer()?, reader.decoder.u32()?))
+                Ok((reader.peer()?, reader.u32()?))
             })?)),
             5 => Ok(Self::Refuse {
-                message_id: reader.decoder.u64()?,
+                message_id: reader.u64()?,
                 author: reader.peer()?,
-                expected: reader.decoder.u32()?,
-                refusal: match reader.decoder.u8()? {
+                expected: reader.u32()?,
+                refusal: match reader.u8()? {
                     0 => Refusal::Gap,
                     1 => Refusal::Damaged,
                     2 => Refusal::Closed,
-                    other => return Err(WireError::Cbor(format!("unknown refusal {other}"))),
+                    other => return Err(CborError::Damaged(format!("unknown refusal {other}"))),
                 },
             }),
-            6 => Ok(Self::Peers(reader.list("peers", PEERS_PER_FRAME, Reader::bytes)?)),
-            kind => Err(WireError::UnknownKind(kind)),
+            6 => Ok(Self::Peers(reader.list("peers", PEERS_PER_FRAME, bytes)?)),
+            kind => Err(CborError::UnknownKind(kind)),
         })
     }
 }
 
-struct Reader<'a> {
-    frame: &'a Bytes,
-    decoder: Decoder<'a>,
+fn token(reader: &mut Reader<'_>) -> Result<Token, CborError> {
+    reader.fixed::<TOKEN_BYTES>().map(Token)
 }
 
-/// Opens the array, reads its kind, lets `read` take the rest, and insists that nothing is left.
-fn decode_frame<T>(
-    frame: &Bytes,
-    read: impl FnOnce(&mut Reader<'_>, u8) -> Result<T, WireError>,
-) -> Result<T, WireError> {
-    let mut reader = Reader { frame, decoder: Decoder::new(frame) };
-    if reader.decoder.array()?.is_none() {
-        return Err(WireError::Cbor("array of indefinite length".into()));
-    }
-    let kind = reader.decoder.u8()?;
-    let value = read(&mut reader, kind)?;
-    if reader.decoder.position() == frame.len() { Ok(value) } else { Err(WireError::Trailing) }
-}
-
-impl<'a> Reader<'a> {
-    fn array(&mut self, expected: u64) -> Result<(), WireError> {
-        match self.decoder.array()? {
-            Some(len) if len == expected => Ok(()),
-            other => Err(WireError::Cbor(format!("array of {other:?} items instead of {expected}"))),
-        }
-    }
-
-    fn list<T>(
-        &mut self,
-        what: &'static str,
-        limit: usize,
-        mut item: impl FnMut(&mut Self) -> Result<T, WireError>,
-    ) -> Result<Vec<T>, WireError> {
-        let len = self.decoder.array()?.ok_or_else(|| WireError::Cbor("list of indefinite length".into()))?;
-        if len > limit as u64 {
-            return Err(WireError::TooMany { what, actual: len, limit: limit as u64 });
-        }
-        (0..len).map(|_| item(self)).collect()
-    }
-
-    fn bytes(&mut self) -> Result<Bytes, WireError> {
-        Ok(self.frame.slice_ref(self.decoder.bytes()?))
-    }
-
-    fn bounded_bytes(&mut self, what: &'static str, limit: usize) -> Result<Bytes, WireError> {
-        let bytes = self.bytes()?;
-        match bytes.len() <= limit {
-            true => Ok(bytes),
-            false => Err(WireError::TooMany { what, actual: bytes.len() as u64, limit: limit as u64 }),
-        }
-    }
-
-    fn bounded_u32(&mut self, what: &'static str, limit: usize) -> Result<u32, WireError> {
-        let value = self.decoder.u32()?;
-        match value as usize <= limit {
-            true => Ok(value),
-            false => Err(WireError::TooMany { what, actual: value.into(), limit: limit as u64 }),
-        }
-    }
-
-    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
-        let bytes = self.decoder.bytes()?;
-        bytes.try_into().map_err(|_| WireError::Cbor(format!("{} bytes instead of {N}", bytes.len())))
-    }
-
-    fn token(&mut self) -> Result<Token, WireError> {
-        self.fixed::<TOKEN_BYTES>().map(Token)
-    }
-
-    fn peer(&mut self) -> Result<PeerId, WireError> {
-        PeerId::from_bytes(&self.fixed()?).map_err(|error| WireError::Cbor(error.to_string()))
-    }
+/// Bytes that only the frame bounds.
+fn bytes(reader: &mut Reader<'_>) -> Result<Bytes, CborError> {
+    reader.bytes("bytes", FRAME_MAX_BYTES)
 }
 
 #[cfg(test)]
@@ -426,7 +321,7 @@ mod tests {
         let huge = Bytes::from_static(&[0x82, 0x00, 0x9A, 0xFF, 0xFF, 0xFF, 0xFF]);
         assert_eq!(
             ControlFrame::decode(&huge),
-            Err(WireError::TooMany { what: "tokens", actual: u64::from(u32::MAX), limit: MAX_OPEN_DOCUMENTS as u64 })
+            Err(CborError::TooMany { what: "tokens", actual: u64::from(u32::MAX), limit: MAX_OPEN_DOCUMENTS as u64 })
         );
     }
 
@@ -436,7 +331,7 @@ mod tests {
         ControlFrame::Goodbye.encode(&mut out);
         let mut frame = cut(out).to_vec();
         frame.push(0);
-        assert_eq!(ControlFrame::decode(&frame.into()), Err(WireError::Trailing));
+        assert_eq!(ControlFrame::decode(&frame.into()), Err(CborError::Trailing));
     }
 
     proptest! {
