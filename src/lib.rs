@@ -27,9 +27,12 @@
 //! # }
 //! ```
 //!
+//! Peers behind NATs and firewalls reach each other with a relay's help ([`PandaNetworkOptions::with_relays`]), by the best path
+//! there is at any time; [`doctor`] says why a machine cannot. A relay reads nothing of what they say.
+//!
 //! [`PandaNetwork`] is the node, [`Document`] an open document, [`Subscription`] a reader of it. An editor that wants to
 //! test without a network programs against [`NetworkInterface`] and uses [`InMemoryNetwork`]; the feature `sim` adds a
-//! simulated network for the real node.
+//! simulated network, with NATs and relays, for the real node.
 //!
 //! # The floor plan
 //!
@@ -47,9 +50,9 @@
 //! # Features
 //!
 //! - none: the node, with QUIC and SQLite.
-//! - `relay`: the server that a cooperative runs for its nodes.
+//! - `relay`: the server that a cooperative runs for its nodes. Nodes use relays without it.
 //! - `sim`: the simulated network, a test harness.
-//! - `cli`: what the binary `panda` needs.
+//! - `cli`: what the binary `panda` needs, `relay` included.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]

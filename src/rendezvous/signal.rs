@@ -62,7 +62,7 @@ pub enum Signal {
         candidates: Vec<Candidate>,
         /// That it knows documents that the other end may know too; at most `SIGNAL_PROOFS`.
         proofs: Vec<[u8; PROOF_BYTES]>,
-        /// When, in µs since the Unix epoch by its own clock: an old offer is a replayed one.
+        /// When, in µs since the Unix epoch by its own clock; 0 does not say. So far nobody looks at it.
         created_us: u64,
     },
     /// Gladly.
