@@ -67,6 +67,13 @@
 //! [`SimNetwork::firewall`] puts a firewall before hosts and NATs. Links are found by the addresses that a packet carries
 //! where it travels ([`SimNetwork::set_link`]); hosts and NATs may have an access link on top.
 //!
+//! # Whole nodes
+//!
+//! [`PandaNetworkOptions::with_simulation`](crate::PandaNetworkOptions::with_simulation) starts a node on a simulated host, and
+//! a relay takes one too. `examples/nat_simulation.rs` shows the test of an editor that embeds a node: two laptops behind
+//! NATs, a relay, and a change of network while both are typing. `panda demo --nat symmetric,port-restricted` plays a longer
+//! story through any two kinds of NAT.
+//!
 //! # What breaks determinism
 //!
 //! - **Other threads.** `spawn_blocking` and multi-threaded runtimes: the clock does not move by itself while blocking

@@ -32,6 +32,8 @@ use crate::error::CliError;
   panda share notes.md                 share a file, prints a ticket
   panda join panda:aeqqb... notes.md   keep a file in step with a shared one
   panda demo                           see it work: two nodes, offline editing, a crash, nothing lost
+  panda demo --nat symmetric,udp-blocked
+                                       the same between two simulated NATs
   panda bench                          measure it on this machine
   panda doctor                         say why this machine can connect to others, or cannot
   panda relay                          help others to reach each other
@@ -132,6 +134,10 @@ mod tests {
         assert!(
             matches!(parse("panda demo --json --trace t.gz"), Ok(Command::Demo(args)) if args.json && args.trace.is_some())
         );
+        let Ok(Command::Demo(args)) = parse("panda demo --nat symmetric,port-restricted --json") else {
+            panic!("two NATs are not understood");
+        };
+        assert_eq!(args.nat.unwrap().to_string(), "symmetric,port-restricted");
         assert!(matches!(parse("panda bench --quick --json"), Ok(Command::Bench(args)) if args.quick && args.json));
         let line = "panda relay --config r.toml --listen [::]:443 --public-address relay.example.org --json";
         let Ok(Command::Relay(args)) = parse(line) else { panic!("relay is not understood") };
@@ -173,7 +179,14 @@ mod tests {
 
     #[test]
     fn a_wrong_command_line_is_a_usage_error() {
-        for line in ["panda", "panda share", "panda join panda:abc", "panda share x --durability never", "panda fly"] {
+        for line in [
+            "panda",
+            "panda share",
+            "panda join panda:abc",
+            "panda share x --durability never",
+            "panda fly",
+            "panda demo --nat cone,public",
+        ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
     }

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use clap::Args;
 use panda_network::address::DocumentTicket;
+use panda_network::clock::Clock;
 use panda_network::operation::Operation;
 use panda_network::{Document, DocumentEvent, PandaNetwork, PandaNetworkOptions, StartFrom, Subscription};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -17,7 +20,7 @@ use super::payload::{Content, Payload};
 use super::protocol::{Command, Reply, Report};
 use super::work;
 use crate::error::CliError;
-use crate::options::{DurabilityArg, now_us};
+use crate::options::DurabilityArg;
 use crate::text_doc::{Offsets, TextDoc};
 use crate::trace::{Replayer, Trace};
 
@@ -49,6 +52,8 @@ pub struct Shared {
 pub struct Node {
     pub agent: u8,
     pub text: TextDoc,
+    pub clock: Clock,
+    pub random: ChaCha8Rng,
     pub replayer: Option<Replayer>,
     pub ledger: Ledger,
     pub next_number: u32,
@@ -74,7 +79,9 @@ pub async fn run(args: NodeProcessArgs) -> Result<(), CliError> {
         .with_durability(args.durability.into())
         .with_listen_address(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     let network = PandaNetwork::start(options).await?;
-    let mut driver = Driver::new(network, args.agent);
+    #[allow(clippy::disallowed_methods, reason = "a demo types whatever comes to its mind")]
+    let random = ChaCha8Rng::from_rng(&mut rand::rng());
+    let mut driver = Driver::new(network, args.agent, Clock::system(), random);
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut stdout = tokio::io::stdout();
     let stdin_gone = |error| CliError::Environment(format!("the parent process is gone: {error}"));
@@ -101,22 +108,26 @@ pub async fn run(args: NodeProcessArgs) -> Result<(), CliError> {
             break;
         }
     }
-    driver.tasks.iter().for_each(JoinHandle::abort);
     Ok(())
 }
 
-struct Driver {
-    network: PandaNetwork,
+/// One node and what it is told to do. Dropping it stops both.
+pub struct Driver {
+    /// The node.
+    pub network: PandaNetwork,
     shared: Arc<Shared>,
     document: Option<Document>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Driver {
-    fn new(network: PandaNetwork, agent: u8) -> Self {
+    /// `clock` stamps operations: all nodes must have the same. `random` decides what is typed.
+    pub fn new(network: PandaNetwork, agent: u8, clock: Clock, mut random: ChaCha8Rng) -> Self {
         let node = Node {
             agent,
-            text: TextDoc::new(Offsets::Bytes),
+            text: TextDoc::of_author(Offsets::Bytes, random.random()),
+            clock,
+            random,
             replayer: None,
             ledger: Ledger::default(),
             next_number: 0,
@@ -130,7 +141,11 @@ impl Driver {
         Self { network, shared, document: None, tasks: Vec::new() }
     }
 
-    async fn obey(&mut self, command: Command) -> Result<Reply, CliError> {
+    /// Does as told; what takes longer goes on in the background.
+    ///
+    /// # Errors
+    /// When it cannot be done.
+    pub async fn obey(&mut self, command: Command) -> Result<Reply, CliError> {
         match command {
             Command::LoadTrace { file } => self.load_trace(file)?,
             Command::Create => return self.opened(self.network.create().await?).await,
@@ -145,12 +160,12 @@ impl Driver {
                 self.tasks.push(tokio::spawn(work::run(Arc::clone(&self.shared), document, work)));
             }
             Command::SetConnected(connected) => {
-                lock(&self.shared).online_since_us = connected.then(now_us);
+                self.note_online(connected);
                 self.network.set_connected(connected).await;
             }
             Command::Measure(on) => {
                 let mut node = lock(&self.shared);
-                node.measuring_since_us = on.then(now_us);
+                node.measuring_since_us = on.then(|| node.clock.now_us());
                 if on {
                     node.latencies_us.clear();
                 }
@@ -161,6 +176,11 @@ impl Driver {
             Command::Shutdown => {}
         }
         Ok(Reply::Done)
+    }
+
+    fn note_online(&self, connected: bool) {
+        let mut node = lock(&self.shared);
+        node.online_since_us = connected.then(|| node.clock.now_us());
     }
 
     fn load_trace(&self, path: PathBuf) -> Result<(), CliError> {
@@ -181,7 +201,7 @@ impl Driver {
 
     /// Reads what is in the log already, then goes on receiving in the background.
     async fn opened(&mut self, document: Document) -> Result<Reply, CliError> {
-        let opened_us = now_us();
+        let opened_us = lock(&self.shared).clock.now_us();
         let logged: u64 = document.heads().iter().map(|(_, seq_num)| u64::from(*seq_num) + 1).sum();
         let mut subscription = document.subscribe(StartFrom::Start).await?;
         let mut replayed = 0;
@@ -208,7 +228,11 @@ impl Driver {
         self.document.as_ref().ok_or_else(|| CliError::Environment("no document is open".into()))
     }
 
-    fn report(&self) -> Result<Report, CliError> {
+    /// How far it is.
+    ///
+    /// # Errors
+    /// When no document is open.
+    pub fn report(&self) -> Result<Report, CliError> {
         let status = self.document()?.status().borrow().clone();
         let stats = self.network.transport_stats();
         let node = lock(&self.shared);
@@ -235,6 +259,12 @@ impl Driver {
     }
 }
 
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
 async fn receive(shared: Arc<Shared>, mut subscription: Subscription) {
     while let Some(event) = subscription.next().await {
         match event {
@@ -254,7 +284,8 @@ async fn receive(shared: Arc<Shared>, mut subscription: Subscription) {
 async fn await_peer(shared: Arc<Shared>, document: Document, opened_us: u64) {
     let mut status = document.status();
     if status.wait_for(|status| status.peers > 0).await.is_ok() {
-        lock(&shared).report.connected_after_us = Some(now_us().saturating_sub(opened_us));
+        let mut node = lock(&shared);
+        node.report.connected_after_us = Some(node.clock.now_us().saturating_sub(opened_us));
     }
 }
 
@@ -267,7 +298,7 @@ impl Node {
         if !self.ledger.note(payload.agent, payload.number) {
             return;
         }
-        let now = now_us();
+        let now = self.clock.now_us();
         if payload.agent != self.agent {
             self.report.caught_up_after_us = self.online_since_us.map(|since| now.saturating_sub(since));
             if self.measuring_since_us.is_some_and(|since| payload.sent_us >= since) {

@@ -278,7 +278,7 @@ impl Nodes {
 }
 
 /// How far they are, on one line.
-fn describe(reports: &[Report]) -> String {
+pub fn describe(reports: &[Report]) -> String {
     let one = |(agent, report): (u8, &Report)| {
         let Report { peers, pending, published, arrived, .. } = report;
         let arrived: Vec<String> =

@@ -13,7 +13,6 @@ use super::payload::{Content, HEADER_BYTES, Payload};
 use super::protocol::Work;
 use super::publisher::Publisher;
 use crate::error::CliError;
-use crate::options::now_us;
 use crate::text_doc::Patch;
 
 /// Does the work and notes how long it took.
@@ -108,9 +107,8 @@ fn describe(error: CliError) -> Failure {
 
 impl Node {
     /// One random edit of the text: mostly words, sometimes a deletion.
-    #[allow(clippy::disallowed_methods, reason = "a demo types whatever comes to its mind")]
     fn type_something(&mut self) -> Result<Bytes, Failure> {
-        let patch = random_edit(&mut rand::rng(), self.text.len());
+        let patch = random_edit(&mut self.random, self.text.len());
         let update = self.text.edit(&[patch]).map_err(|error| error.to_string())?;
         Ok(self.next_payload(Content::Update, &update))
     }
@@ -132,7 +130,7 @@ impl Node {
     fn next_payload(&mut self, content: Content, bytes: &[u8]) -> Bytes {
         let number = self.next_number;
         self.next_number += 1;
-        Payload { agent: self.agent, number, sent_us: now_us(), content, bytes }.encode()
+        Payload { agent: self.agent, number, sent_us: self.clock.now_us(), content, bytes }.encode()
     }
 }
 

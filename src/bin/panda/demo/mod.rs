@@ -1,5 +1,12 @@
 //! `panda demo`: shows on this machine that the promises hold, and measures it.
 
+mod nat_pair;
+#[cfg(feature = "sim")]
+mod nat_report;
+#[cfg(feature = "sim")]
+mod nat_story;
+#[cfg(feature = "sim")]
+mod nat_world;
 mod replay;
 mod report;
 mod story;
@@ -10,6 +17,7 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use self::nat_pair::NatPair;
 use crate::child::process::Nodes;
 use crate::error::CliError;
 use crate::options::{DurabilityArg, stop_requested};
@@ -19,8 +27,13 @@ use crate::options::{DurabilityArg, stop_requested};
 #[command(after_help = "Examples:
   panda demo                           two processes, about 15 seconds, then a report
   panda demo --json                    the same, the last line of the output is JSON
+  panda demo --nat symmetric,port-restricted
+                                       two nodes behind simulated NATs, our relay, seconds of virtual time
   panda demo --trace friendsforever.json.gz
                                        replay a recorded editing session, one process per author
+
+Kinds of NAT: public, full-cone, address-restricted, port-restricted, symmetric, symmetric-preserving, carrier-grade,
+udp-blocked. Alice is behind the first, Bob behind the second.
 
 Exits with 1 when documents differ or an operation was lost. Everything is in temporary directories.")]
 pub struct DemoArgs {
@@ -30,6 +43,9 @@ pub struct DemoArgs {
     /// Replay an editing trace (gzipped JSON, kind \"concurrent\"), one process per agent
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Play it between two simulated NATs in this process: whole nodes, a relay, virtual time, the same figures every time
+    #[arg(long, value_name = "ALICE,BOB", conflicts_with_all = ["trace", "durability"])]
+    pub nat: Option<NatPair>,
     /// What an edit survives once it counts as saved [default: power; with --trace: process, as a replay waits for others
     /// thousands of times]
     #[arg(long, value_enum)]
@@ -41,6 +57,9 @@ pub struct DemoArgs {
 /// # Errors
 /// When a check fails or something is in the way.
 pub async fn run(args: DemoArgs) -> Result<(), CliError> {
+    if let Some(pair) = args.nat {
+        return run_simulated(pair, args.json).await;
+    }
     match &args.trace {
         None => {
             let durability = args.durability.unwrap_or(DurabilityArg::Power);
@@ -58,6 +77,31 @@ pub async fn run(args: DemoArgs) -> Result<(), CliError> {
             report.check()
         }
     }
+}
+
+#[cfg(feature = "sim")]
+async fn run_simulated(pair: NatPair, json: bool) -> Result<(), CliError> {
+    let make_dir = || tempfile::Builder::new().prefix("panda-node-").tempdir();
+    let make_dir = || make_dir().map_err(CliError::io("make a directory in", &std::env::temp_dir()));
+    // Out here, so that they go when the story is interrupted.
+    let (alice, bob) = (make_dir()?, make_dir()?);
+    let paths = [alice.path().to_path_buf(), bob.path().to_path_buf()];
+    // The simulation brings a runtime of its own.
+    let story = tokio::task::spawn_blocking(move || nat_story::run(pair, [&paths[0], &paths[1]]));
+    let report = tokio::select! {
+        biased;
+        () = stop_requested() => return Err(CliError::Interrupted),
+        told = story => told.map_err(|error| CliError::Environment(error.to_string()))??,
+    };
+    print(&report, json)?;
+    report.story.check()
+}
+
+#[cfg(not(feature = "sim"))]
+async fn run_simulated(pair: NatPair, _: bool) -> Result<(), CliError> {
+    Err(CliError::Environment(format!(
+        "this panda was built without simulated networks: build it with `--features cli,sim`, or run `cargo demo --nat {pair}`"
+    )))
 }
 
 /// Runs with nodes that are stopped whatever happens, Ctrl-C included.

@@ -154,16 +154,25 @@ fn check(identical: bool, lost: u64, duplicates: u32) -> Result<(), CliError> {
     }
 }
 
-fn yes(value: bool) -> &'static str {
+/// For people.
+pub fn yes(value: bool) -> &'static str {
     if value { "yes" } else { "NO" }
 }
 
-fn row(f: &mut Formatter<'_>, label: &str, value: fmt::Arguments<'_>) -> fmt::Result {
+/// A label and a value.
+///
+/// # Errors
+/// What the formatter says.
+pub fn row(f: &mut Formatter<'_>, label: &str, value: fmt::Arguments<'_>) -> fmt::Result {
     last_row(f, label, value)?;
     f.write_str("\n")
 }
 
-fn last_row(f: &mut Formatter<'_>, label: &str, value: fmt::Arguments<'_>) -> fmt::Result {
+/// The same without an end of the line.
+///
+/// # Errors
+/// What the formatter says.
+pub fn last_row(f: &mut Formatter<'_>, label: &str, value: fmt::Arguments<'_>) -> fmt::Result {
     write!(f, "  {label:<22}{value}")
 }
 

@@ -28,8 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// Steps of the bar.
 const CHAPTERS: u64 = 7;
 
-const ALICE: usize = 0;
-const BOB: usize = 1;
+/// Places in lists of both.
+pub const ALICE: usize = 0;
+/// See [`ALICE`].
+pub const BOB: usize = 1;
 
 /// Plays it with two nodes.
 ///
@@ -150,7 +152,7 @@ async fn type_both(nodes: &mut Nodes, operations: u32, per_second: u32) -> Resul
 }
 
 /// Operations that their author called durable and that are missing on some node, the author's own included.
-fn lost(reports: &[Report], bob_before_kill: u32) -> u64 {
+pub fn lost(reports: &[Report], bob_before_kill: u32) -> u64 {
     let missing = |at: &Report, agent: u8, promised: u32| {
         u64::from(promised.saturating_sub(at.arrived.get(&agent).copied().unwrap_or(0)))
     };

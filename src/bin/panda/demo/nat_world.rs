@@ -1,0 +1,107 @@
+//! The simulated world of `panda demo --nat`: a host at each kind of place, a relay, and nodes that a story can crash.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use panda_network::clock::Clock;
+use panda_network::identity::Identity;
+use panda_network::relay::{Relay, RelayOptions};
+use panda_network::rendezvous::address::HostPort;
+use panda_network::sim::{FirewallOptions, LinkOptions, NatOptions, Sim, SimError, SimHost, SimNetwork};
+use panda_network::{Durability, PandaNetwork, PandaNetworkOptions};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::nat_pair::NatKind;
+use crate::child::driver::Driver;
+use crate::error::CliError;
+
+/// From any public address to any other, at least.
+pub const LATENCY: Duration = Duration::from_millis(20);
+/// And at most so much more.
+pub const JITTER: Duration = Duration::from_millis(5);
+/// The port of every node.
+const PORT: u16 = 4000;
+/// What the relay is called.
+const RELAY: &str = "relay.example.org";
+
+/// The internet with a relay.
+pub struct World {
+    network: SimNetwork,
+    relay: Relay,
+    sim: Sim,
+}
+
+impl World {
+    /// With nobody in it yet.
+    ///
+    /// # Errors
+    /// When the relay cannot start.
+    pub fn new(sim: Sim) -> Result<Self, CliError> {
+        let link = LinkOptions::new().with_latency(LATENCY).with_jitter(JITTER);
+        let network = SimNetwork::new(sim.options().with_default_link(link));
+        let ip = IpAddr::from([203, 0, 113, 1]);
+        network.name(RELAY, ip);
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let name = HostPort::new(RELAY, 443).map_err(|error| CliError::Environment(error.to_string()))?;
+        let options = RelayOptions::new(Identity::from_seed(&sim.derive_seed("identity of the relay")))
+            .with_listen(any(443))
+            .with_datagrams(any(3478))
+            .with_public_address(name)
+            .with_public_ips([ip])
+            .with_relay_ips([ip])
+            .with_clock(clock(&network))
+            .with_seed(sim.derive_seed("randomness of the relay"));
+        let relay = Relay::start(Arc::new(network.host(ip)), options)?;
+        Ok(Self { network, relay, sim })
+    }
+
+    /// A host at a place of its own; sites have different numbers.
+    ///
+    /// # Errors
+    /// When the number is taken.
+    pub fn host(&self, kind: NatKind, site: u8) -> Result<SimHost, CliError> {
+        let (public, home) = (IpAddr::from([198, 51, 100, site]), IpAddr::from([192, 168, 1, 2]));
+        let nat = |options| Ok::<_, SimError>(self.network.nat(public, options)?.host(home));
+        let host = match kind {
+            NatKind::Public => Ok(self.network.host(public)),
+            NatKind::FullCone => nat(NatOptions::full_cone()),
+            NatKind::AddressRestricted => nat(NatOptions::address_restricted()),
+            NatKind::PortRestricted => nat(NatOptions::port_restricted()),
+            NatKind::Symmetric => nat(NatOptions::symmetric()),
+            NatKind::SymmetricPreserving => nat(NatOptions::symmetric_preserving_ports()),
+            NatKind::CarrierGrade => self
+                .network
+                .nat(public, NatOptions::carrier_grade())
+                .and_then(|carrier| carrier.nat([100, 64, 0, site].into(), NatOptions::port_restricted()))
+                .map(|box_at_home| box_at_home.host(home)),
+            NatKind::UdpBlocked => {
+                let office = self.network.firewall(FirewallOptions::tcp_443_only());
+                office.nat(public, NatOptions::port_restricted()).map(|nat| nat.host(home))
+            }
+        };
+        host.map_err(|error| CliError::Environment(error.to_string()))
+    }
+
+    /// Starts a node that knows the relay; after a crash with the same directory. `run` counts its starts.
+    ///
+    /// # Errors
+    /// When it cannot start.
+    pub async fn start(&self, host: &SimHost, agent: u8, dir: &Path, run: u32) -> Result<Driver, CliError> {
+        let options = PandaNetworkOptions::new(dir)
+            .with_durability(Durability::Process)
+            .with_relays([self.relay.address().to_string()])
+            .with_simulation(host, PORT, self.sim.derive_seed(&format!("node {agent}")));
+        let network = PandaNetwork::start(options).await?;
+        let random = ChaCha8Rng::from_seed(self.sim.derive_seed(&format!("typing of {agent}, run {run}")));
+        Ok(Driver::new(network, agent, clock(&self.network), random))
+    }
+}
+
+/// Virtual time.
+fn clock(network: &SimNetwork) -> Clock {
+    let network = network.clone();
+    Clock::new(move || u64::try_from(network.now().as_micros()).unwrap_or(u64::MAX))
+}
