@@ -179,7 +179,6 @@ fn signals() -> Vec<Vec<u8>> {
             secret: SessionSecret([1; 32]),
             candidates: candidates.clone(),
             proofs: vec![[2; 16]; 2],
-            created_us: 1 << 50,
         },
         Signal::Answer { session: 1, candidates: Vec::new() },
         Signal::Candidates { session: 1, candidates },

@@ -154,3 +154,24 @@ fn an_address_that_is_somebody_elses_gets_a_bounded_number_of_packets() {
         assert!(alice.network.socket_stats().withheld > 0, "what is not sent is counted");
     });
 }
+
+#[test]
+fn a_node_that_hides_its_addresses_sends_to_relays_only() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, Duration::from_millis(50));
+        let alice = world.node(Place::Public, "alice").await;
+        let document = alice.network.create().await.unwrap();
+        document.publish("hello").await.unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let bob = world.hidden_node(Place::Public, "bob").await;
+        let there = bob.network.open(document.ticket().await.unwrap()).await.unwrap();
+        let arrived = tokio::time::timeout(Duration::from_secs(20), places::payloads(&there, 1)).await;
+        assert_eq!(arrived.expect("the operation arrives"), ["hello"]);
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        let (hidden, relay) = (bob.host.ip(), world.relays[0].0.ip());
+        let sent = world.network.trace().into_iter().filter(|event| event.from.ip() == hidden);
+        let elsewhere: Vec<_> = sent.filter(|event| event.to.ip() != relay && event.to.ip() != hidden).collect();
+        assert!(elsewhere.is_empty(), "{elsewhere:?}");
+        assert!(alice.network.connections()[0].0.remote_address.is_some_and(|address| address.ip() == relay));
+    });
+}

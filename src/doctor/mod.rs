@@ -31,6 +31,7 @@ pub use report::{
 use crate::limits::RELAYS_PER_NODE;
 use crate::net::HostNetwork;
 use crate::rendezvous::address::RelayAddress;
+use crate::transports::port_mapping;
 use crate::transports::tls::TlsError;
 use tools::Tools;
 
@@ -56,10 +57,13 @@ pub async fn examine(network: Arc<dyn HostNetwork>, options: DoctorOptions) -> R
         (relays::findings(opened, &behaviour, turn), behaviour)
     };
     // Boxed: neither is small, and one of them is polled for nothing most of the time.
-    let (peers, (relays, behaviour)) = tokio::join!(Box::pin(visits), Box::pin(servers));
+    let router = port_mapping::probe(&*tools.network);
+    let (peers, (relays, behaviour), port_mapping) =
+        tokio::join!(Box::pin(visits), Box::pin(servers), Box::pin(router));
     let mut local = tools.network.interface_addresses();
     local.retain(|ip| !ip.is_loopback());
-    Ok(Report { local, nat: behaviour.nat, relays, stun: behaviour.named, peers, took: started.elapsed() })
+    let (nat, stun) = (behaviour.nat, behaviour.named);
+    Ok(Report { local, port_mapping, nat, relays, stun, peers, took: started.elapsed() })
 }
 
 /// The relays that were named, and those of the ticket.

@@ -13,6 +13,7 @@ use crate::nat::nat_type::NatReport;
 use crate::rendezvous::address::{HostPort, RelayAddress};
 use crate::rendezvous::wire::TurnTransport;
 use crate::transport::{PathKind, PathReport, TransportError};
+use crate::transports::port_mapping::PortMappingReport;
 use crate::transports::relay_client::RelayError;
 
 /// Something could not be reached.
@@ -152,6 +153,8 @@ pub enum Trouble {
 pub struct Report {
     /// Addresses of this machine, without loopback.
     pub local: Vec<IpAddr>,
+    /// What the router says when it is asked for a port.
+    pub port_mapping: PortMappingReport,
     /// The NAT, per family of addresses that servers could be asked by.
     pub nat: Vec<NatFinding>,
     /// The relays, in the order they were named, those of the ticket last.

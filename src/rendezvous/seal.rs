@@ -8,7 +8,7 @@
 //! What it gives: the relay learns the length. A seal is good for one sender, one recipient and one use. What it does not:
 //! - forward secrecy against the recipient: whoever has its key later opens old seals. What is inside is short-lived, and
 //!   the connection that follows has keys of its own;
-//! - protection from replays: a relay may repeat an offer, which its recipient then answers to its sender again;
+//! - protection from replays: whoever opens a seal has to remember what it acted upon (nodes remember offers);
 //! - proof to others: the recipient could have made the seal itself, and whoever stole *its* key can seal to it as anyone.
 
 use curve25519_dalek::montgomery::MontgomeryPoint;

@@ -62,8 +62,6 @@ pub enum Signal {
         candidates: Vec<Candidate>,
         /// That it knows documents that the other end may know too; at most `SIGNAL_PROOFS`.
         proofs: Vec<[u8; PROOF_BYTES]>,
-        /// When, in µs since the Unix epoch by its own clock; 0 does not say. So far nobody looks at it.
-        created_us: u64,
     },
     /// Gladly.
     Answer {
@@ -91,12 +89,11 @@ impl Signal {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
-            Self::Offer { session, secret, candidates, proofs, created_us } => {
-                cbor::encode(&mut out, 6, 0, |e| {
+            Self::Offer { session, secret, candidates, proofs } => {
+                cbor::encode(&mut out, 5, 0, |e| {
                     e.u64(*session)?.bytes(&secret.0)?;
                     put_candidates(e, candidates)?;
-                    cbor::put_list(e, up_to(proofs, SIGNAL_PROOFS), |e, proof| e.bytes(proof).map(|_| ()))?;
-                    e.u64(*created_us).map(|_| ())
+                    cbor::put_list(e, up_to(proofs, SIGNAL_PROOFS), |e, proof| e.bytes(proof).map(|_| ()))
                 });
             }
             Self::Answer { session, candidates } => cbor::encode(&mut out, 3, 1, |e| {
@@ -125,7 +122,6 @@ impl Signal {
                     secret: SessionSecret(reader.fixed()?),
                     candidates: read_candidates(reader)?,
                     proofs: reader.list("proofs", SIGNAL_PROOFS, Reader::fixed)?,
-                    created_us: reader.u64()?,
                 }),
                 1 => Ok(Self::Answer { session, candidates: read_candidates(reader)? }),
                 2 => Ok(Self::Candidates { session, candidates: read_candidates(reader)? }),
@@ -186,7 +182,6 @@ mod tests {
             secret: SessionSecret([0x5A; 32]),
             candidates: candidates(SIGNAL_CANDIDATES),
             proofs: vec![[9; PROOF_BYTES]; SIGNAL_PROOFS],
-            created_us: u64::MAX,
         }
     }
 

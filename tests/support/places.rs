@@ -66,7 +66,7 @@ impl World {
 
     /// `link` is between any two public addresses.
     pub fn with_relays(sim: &Sim, link: LinkOptions, relays: u8) -> Self {
-        let network = SimNetwork::new(sim.options().with_default_link(link));
+        let network = SimNetwork::new(sim.options().with_default_link(link).with_recorded_events(100_000));
         let relays = (1..=relays).map(|number| start_relay(sim, &network, number)).collect();
         Self { network, relays, sim: sim.clone(), sites: AtomicU8::new(0) }
     }
@@ -99,11 +99,21 @@ impl World {
         self.node_on(self.host(place), name).await
     }
 
+    /// A node that tells nobody its addresses.
+    pub async fn hidden_node(&self, place: Place, name: &str) -> Node {
+        self.start(self.host(place), name, true).await
+    }
+
     /// A node on this host.
     pub async fn node_on(&self, host: SimHost, name: &str) -> Node {
+        self.start(host, name, false).await
+    }
+
+    async fn start(&self, host: SimHost, name: &str, hidden: bool) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let options = PandaNetworkOptions::new(directory.path())
             .with_durability(Durability::Process)
+            .with_relay_only(hidden)
             .with_relays(self.relays.iter().map(|(_, relay)| relay.address().to_string()))
             .with_simulation(&host, 4000, self.sim.derive_seed(name));
         let network = PandaNetwork::start(options).await.unwrap();

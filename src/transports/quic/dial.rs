@@ -28,7 +28,9 @@ pub(super) async fn connect(
     transport: &Arc<QuicTransportImpl>,
     address: &PeerAddress,
 ) -> Result<Arc<QuicConnection>, TransportError> {
-    let candidates = address.addresses_for(TransportKind::Quic);
+    // A packet to any of them would show where this node is.
+    let hidden = transport.traversal.as_ref().is_some_and(|traversal| traversal.options.relay_only);
+    let candidates = address.addresses_for(TransportKind::Quic).filter(|_| !hidden);
     let candidates: Vec<_> = candidates.filter(|candidate| transport.paths.reaches(candidate)).collect();
     let relays = relays_of(transport, address);
     if candidates.is_empty() && relays.is_empty() {

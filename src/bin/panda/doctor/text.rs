@@ -8,18 +8,33 @@ use panda_network::nat::nat_type::Mapping;
 use panda_network::rendezvous::address::RelayAddress;
 use panda_network::rendezvous::wire::TurnTransport;
 use panda_network::transport::PathReport;
+use panda_network::transports::port_mapping::PortMappingReport;
 
 /// Width of the first column.
 const LABEL: usize = 18;
 /// Width of a kind of peer, in the table of what to expect.
 const PEER: usize = 66;
 
+/// What the router does for us.
+fn port_mapping(found: &PortMappingReport) -> String {
+    let spoken = [("PCP", found.pcp), ("NAT-PMP", found.nat_pmp), ("UPnP", found.upnp)];
+    let spoken: Vec<_> = spoken.into_iter().filter(|(_, spoken)| *spoken).map(|(name, _)| name).collect();
+    match (&found.gateway, spoken.is_empty()) {
+        (None, _) => "no router is known".into(),
+        (Some(_), true) => "the router maps no ports".into(),
+        (Some(_), false) if found.is_useful() => format!("the router maps ports, by {}", spoken.join(", ")),
+        (Some(_), false) => {
+            format!("the router maps ports, by {}, but is behind another NAT itself", spoken.join(", "))
+        }
+    }
+}
+
 /// The page, top down: us, our NAT, who helps, whom we reach.
 pub fn page(report: &Report) -> String {
     let mut page = Page(String::new());
     page.title("This machine");
     page.line("addresses", list(&report.local));
-    page.line("port mapping", "not checked");
+    page.line("port mapping", port_mapping(&report.port_mapping));
     for nat in &report.nat {
         page.nat(nat);
     }

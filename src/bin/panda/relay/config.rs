@@ -166,7 +166,7 @@ impl Config {
 
     /// The options of the relay.
     pub fn into_options(self, identity: Identity) -> RelayOptions {
-        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listen = self.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, LOCAL_PORT)));
         let turn = match self.turn.mode {
             Mode::Embedded => TurnMode::Embedded,
             Mode::External => TurnMode::External(ExternalTurn {
@@ -176,8 +176,8 @@ impl Config {
             Mode::Off => TurnMode::Off,
         };
         let mut options = RelayOptions::new(identity)
-            .with_listen(self.listen.unwrap_or(local(LOCAL_PORT)))
-            .with_datagrams(self.datagrams.unwrap_or(local(STUN_PORT)))
+            .with_listen(listen)
+            .with_datagrams(self.datagrams.unwrap_or(SocketAddr::new(listen.ip(), STUN_PORT)))
             .with_public_ips(self.public_ips)
             .with_relay_ips(self.relay_ips)
             .with_turn(turn)

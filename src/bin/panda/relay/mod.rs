@@ -39,7 +39,7 @@ pub struct RelayArgs {
     /// Where to take TLS connections, over that in the configuration [default: 127.0.0.1:7443]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
-    /// Where to take datagrams, over that in the configuration [default: 127.0.0.1:3478]
+    /// Where to take datagrams, over that in the configuration [default: port 3478 where it listens]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub datagrams: Option<SocketAddr>,
     /// What users reach the relay by, over that in the configuration [default: the listening address]
@@ -67,7 +67,11 @@ struct Started {
 pub async fn run(args: RelayArgs) -> Result<(), CliError> {
     let mut config = match &args.config {
         Some(path) => load(path)?,
-        None => Config::local(),
+        // For this machine alone it may send to this machine; for others it must not.
+        None if [args.listen, args.datagrams].iter().flatten().all(|address| address.ip().is_loopback()) => {
+            Config::local()
+        }
+        None => Config::default(),
     };
     config.listen = args.listen.or(config.listen);
     config.datagrams = args.datagrams.or(config.datagrams);

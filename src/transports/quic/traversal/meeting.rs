@@ -131,7 +131,7 @@ impl Meeting {
         let traversal = &self.traversal;
         let proofs = traversal.doorkeeper.get().map(|keeper| keeper.proofs(&peer, session)).unwrap_or_default();
         let candidates = traversal.candidates.borrow().clone();
-        let offer = Signal::Offer { session, secret: secret.clone(), candidates, proofs, created_us: 0 };
+        let offer = Signal::Offer { session, secret: secret.clone(), candidates, proofs };
         traversal.signal(relay, peer, &offer);
         traversal.say(relay, NodeFrame::Forward { to: peer });
     }
