@@ -139,6 +139,7 @@ mod tests {
         };
         assert_eq!(args.nat.unwrap().to_string(), "symmetric,port-restricted");
         assert!(matches!(parse("panda bench --quick --json"), Ok(Command::Bench(args)) if args.quick && args.json));
+        assert!(matches!(parse("panda bench --paths"), Ok(Command::Bench(args)) if args.paths && !args.quick));
         let line = "panda relay --config r.toml --listen [::]:443 --public-address relay.example.org --json";
         let Ok(Command::Relay(args)) = parse(line) else { panic!("relay is not understood") };
         assert!(args.json && args.config.is_some());

@@ -1,6 +1,7 @@
 //! `panda bench`: what this machine gives, beside raw QUIC and a raw disk measured in the same run.
 
 mod baseline;
+mod paths;
 mod report;
 mod scenario;
 
@@ -12,7 +13,7 @@ use indicatif::ProgressBar;
 use self::report::{BenchReport, Round};
 use self::scenario::Sizes;
 use crate::child::process::Nodes;
-use crate::demo::{progress_bar, supervised};
+use crate::demo::{print, progress_bar, supervised};
 use crate::error::CliError;
 use crate::figures::Latency;
 use crate::options::DurabilityArg;
@@ -22,6 +23,7 @@ use crate::options::DurabilityArg;
 #[command(after_help = "Examples:
   panda bench                          a few minutes
   panda bench --quick                  a short run: fewer operations, rougher figures
+  panda bench --paths                  what it costs to speak through a relay, in each way there is
   panda bench --quick --json           the last line of the output is JSON
 
 Operations are 200 bytes. Raw QUIC and raw fsync are measured before and after each round, so that ratios can be read
@@ -33,6 +35,9 @@ pub struct BenchArgs {
     /// Fewer operations
     #[arg(long)]
     pub quick: bool,
+    /// Compare the paths instead: direct, forwarded by a relay, TURN over UDP and over TLS
+    #[arg(long)]
+    pub paths: bool,
 }
 
 /// Runs the bench.
@@ -40,6 +45,9 @@ pub struct BenchArgs {
 /// # Errors
 /// When a node fails or something is in the way.
 pub async fn run(args: BenchArgs) -> Result<(), CliError> {
+    if args.paths {
+        return print(&paths::run(args.quick).await?, args.json);
+    }
     let sizes = if args.quick { Sizes::quick() } else { Sizes::full() };
     let bar = progress_bar(2 * (2 + scenario::STEPS));
     let mut rounds = Vec::new();
@@ -55,13 +63,7 @@ pub async fn run(args: BenchArgs) -> Result<(), CliError> {
     }
     bar.finish_and_clear();
     let report = BenchReport { operation_bytes: scenario::OPERATION_BYTES, rounds };
-    if args.json {
-        let line = serde_json::to_string(&report).map_err(|error| CliError::Environment(error.to_string()))?;
-        println!("{line}");
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    print(&report, args.json)
 }
 
 /// What the machine gives without us, in µs.

@@ -15,10 +15,12 @@ pub const OPERATION_BYTES: usize = 200;
 /// Steps of a scenario, for the bar.
 pub const STEPS: u64 = 5;
 /// Operations a second while latency is measured.
-const LIVE_RATE: u32 = 200;
+pub const LIVE_RATE: u32 = 200;
 
-const PUBLISHER: usize = 0;
-const RECEIVER: usize = 1;
+/// Places in lists of both.
+pub const PUBLISHER: usize = 0;
+/// See [`PUBLISHER`].
+pub const RECEIVER: usize = 1;
 
 /// How much of everything.
 #[derive(Debug, Clone, Copy)]

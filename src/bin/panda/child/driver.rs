@@ -8,6 +8,9 @@ use clap::Args;
 use panda_network::address::DocumentTicket;
 use panda_network::clock::Clock;
 use panda_network::operation::Operation;
+use panda_network::rendezvous::address::RelayAddress;
+use panda_network::transports::host::OsNetwork;
+use panda_network::transports::quic::QuicTransportOptions;
 use panda_network::{Document, DocumentEvent, PandaNetwork, PandaNetworkOptions, StartFrom, Subscription};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -15,6 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::blocked::BlockedSocket;
 use super::ledger::Ledger;
 use super::payload::{Content, Payload};
 use super::protocol::{Command, Reply, Report};
@@ -39,6 +43,12 @@ pub struct NodeProcessArgs {
     /// Its number among the nodes
     #[arg(long)]
     pub agent: u8,
+    /// The relay that it speaks through, and only through that
+    #[arg(long)]
+    pub relay: Option<RelayAddress>,
+    /// No datagram leaves it or reaches it
+    #[arg(long, requires = "relay")]
+    pub no_udp: bool,
 }
 
 /// What the driver, the receiver and the work share.
@@ -75,9 +85,16 @@ pub fn lock(shared: &Shared) -> MutexGuard<'_, Node> {
 /// # Errors
 /// When the node cannot start.
 pub async fn run(args: NodeProcessArgs) -> Result<(), CliError> {
-    let options = PandaNetworkOptions::new(&args.data_dir)
-        .with_durability(args.durability.into())
-        .with_listen_address(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+    let mut options = PandaNetworkOptions::new(&args.data_dir).with_durability(args.durability.into());
+    if args.no_udp {
+        let quic = QuicTransportOptions::new().with_socket(Arc::new(BlockedSocket)).with_network(Arc::new(OsNetwork));
+        options = options.with_quic(quic);
+    } else {
+        options = options.with_listen_address(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+    }
+    if let Some(relay) = args.relay {
+        options = options.with_relays([relay.to_string()]).with_relay_only(true);
+    }
     let network = PandaNetwork::start(options).await?;
     #[allow(clippy::disallowed_methods, reason = "a demo types whatever comes to its mind")]
     let random = ChaCha8Rng::from_rng(&mut rand::rng());
@@ -238,6 +255,7 @@ impl Driver {
         let node = lock(&self.shared);
         Ok(Report {
             peers: status.peers,
+            path: self.network.connections().first().map(|(connection, _)| connection.path.to_string()),
             pending: status.pending,
             arrived: node.ledger.arrived(),
             duplicates: node.ledger.duplicates,

@@ -34,12 +34,13 @@ impl NodeProcess {
     ///
     /// # Errors
     /// When the process cannot be started.
-    pub fn spawn(agent: u8, data_dir: &Path, durability: DurabilityArg) -> Result<Self, CliError> {
+    pub fn spawn(agent: u8, data_dir: &Path, durability: DurabilityArg, reach: &[String]) -> Result<Self, CliError> {
         let program = std::env::current_exe().map_err(CliError::io("find the program", Path::new("panda")))?;
         let mut child = tokio::process::Command::new(&program)
             .arg("node")
             .args(["--agent", &agent.to_string(), "--durability", &durability.to_string(), "--data-dir"])
             .arg(data_dir)
+            .args(reach)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -173,6 +174,8 @@ pub struct Nodes {
     processes: Vec<NodeProcess>,
     dirs: Vec<TempDir>,
     durability: DurabilityArg,
+    /// Arguments about how each is reached.
+    reach: Vec<Vec<String>>,
 }
 
 impl Nodes {
@@ -181,11 +184,19 @@ impl Nodes {
     /// # Errors
     /// When a process or a directory cannot be made.
     pub fn start(count: usize, durability: DurabilityArg) -> Result<Self, CliError> {
-        let mut nodes = Self { processes: Vec::new(), dirs: Vec::new(), durability };
-        for agent in (0..=u8::MAX).take(count) {
+        Self::start_with(vec![Vec::new(); count], durability)
+    }
+
+    /// Starts one node for each list of arguments about how it is reached.
+    ///
+    /// # Errors
+    /// When a process or a directory cannot be made.
+    pub fn start_with(reach: Vec<Vec<String>>, durability: DurabilityArg) -> Result<Self, CliError> {
+        let mut nodes = Self { processes: Vec::new(), dirs: Vec::new(), durability, reach };
+        for (agent, reach) in (0..=u8::MAX).zip(&nodes.reach) {
             let make_dir = tempfile::Builder::new().prefix("panda-node-").tempdir();
             let dir = make_dir.map_err(CliError::io("make a directory in", &std::env::temp_dir()))?;
-            nodes.processes.push(NodeProcess::spawn(agent, dir.path(), durability)?);
+            nodes.processes.push(NodeProcess::spawn(agent, dir.path(), durability, reach)?);
             nodes.dirs.push(dir);
         }
         Ok(nodes)
@@ -207,7 +218,8 @@ impl Nodes {
     /// When it cannot be started.
     pub fn restart(&mut self, agent: u8) -> Result<(), CliError> {
         let index = usize::from(agent);
-        self.processes[index] = NodeProcess::spawn(agent, self.dirs[index].path(), self.durability)?;
+        let (dir, reach) = (self.dirs[index].path(), &self.reach[index]);
+        self.processes[index] = NodeProcess::spawn(agent, dir, self.durability, reach)?;
         Ok(())
     }
 

@@ -89,6 +89,8 @@ pub enum Reply {
 pub struct Report {
     /// Connected peers.
     pub peers: usize,
+    /// How it speaks to the first of them.
+    pub path: Option<String>,
     /// Own operations that nobody acknowledged.
     pub pending: usize,
     /// Own operations whose publish has returned, in all runs.

@@ -130,7 +130,11 @@ pub fn progress_bar(length: u64) -> ProgressBar {
     bar
 }
 
-fn print(report: &(impl serde::Serialize + std::fmt::Display), json: bool) -> Result<(), CliError> {
+/// One line of JSON, or for people.
+///
+/// # Errors
+/// When it is no JSON, which would be a defect.
+pub fn print(report: &(impl serde::Serialize + std::fmt::Display), json: bool) -> Result<(), CliError> {
     if json {
         let line = serde_json::to_string(report).map_err(|error| CliError::Environment(error.to_string()))?;
         println!("{line}");
