@@ -175,3 +175,29 @@ fn a_node_that_hides_its_addresses_sends_to_relays_only() {
         assert!(alice.network.connections()[0].0.remote_address.is_some_and(|address| address.ip() == relay));
     });
 }
+
+#[test]
+fn who_comes_back_online_is_connected_again_at_once() {
+    for (left, right) in [(Place::Symmetric, Place::PortRestricted), (Place::PortRestricted, Place::PortRestricted)] {
+        let took = sim::run(seed(), |sim| async move {
+            let world = World::new(&sim, Duration::from_millis(50));
+            let alice = world.node(left, "alice").await;
+            let bob = world.node(right, "bob").await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let document = alice.network.create().await.unwrap();
+            document.publish("first").await.unwrap();
+            let there = bob.network.open(document.ticket().await.unwrap()).await.unwrap();
+            assert_eq!(places::payloads(&there, 1).await, ["first"]);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            bob.network.set_connected(false).await;
+            document.publish("second").await.unwrap();
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let started = tokio::time::Instant::now();
+            bob.network.set_connected(true).await;
+            assert_eq!(places::payloads(&there, 2).await, ["first", "second"]);
+            started.elapsed()
+        });
+        println!("{left:?} x {right:?}: back after {took:?}");
+        assert!(took < Duration::from_secs(1), "{left:?} x {right:?}: {took:?}");
+    }
+}

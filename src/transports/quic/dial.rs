@@ -102,16 +102,36 @@ impl Race<'_> {
     async fn run(mut self) -> Result<Established, TransportError> {
         self.launch();
         let mut error = TransportError::Limit { what: "routes", limit: SOCKET_ROUTES };
-        while let Some(ended) = self.attempts.join_next().await {
+        loop {
+            let held = async {
+                match self.meeting {
+                    Some(meeting) => meeting.held_route().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let ended = tokio::select! {
+                biased;
+                ended = self.attempts.join_next() => match ended {
+                    Some(ended) => ended,
+                    None => break,
+                },
+                route = held => {
+                    self.attempt(route);
+                    continue;
+                }
+            };
             match ended {
                 Ok(Ok(established)) => return Ok(established),
                 Ok(Err(failure)) => {
                     self.running.retain(|running| *running != failure.virtual_address);
+                    let before = self.candidates.len();
                     if let Some(stranger) = failure.answered_from {
                         self.candidates.retain(|candidate| !same_address(candidate, &stranger));
-                        if !self.candidates.is_empty() || self.meeting.is_some() {
-                            self.launch();
-                        }
+                    }
+                    // Who answered through a relay and refused would only do it again.
+                    let fewer = self.candidates.len() < before;
+                    if fewer && (!self.candidates.is_empty() || self.meeting.is_some()) {
+                        self.launch();
                     }
                     error = failure.error;
                 }
@@ -134,10 +154,12 @@ impl Race<'_> {
                 meeting.use_route(route.address());
             }
         }
-        for route in routes {
-            if self.running.contains(&route.address()) {
-                continue;
-            }
+        routes.into_iter().for_each(|route| self.attempt(route));
+    }
+
+    /// Starts an attempt on a route, unless there is one.
+    fn attempt(&mut self, route: RouteGuard) {
+        if !self.running.contains(&route.address()) {
             self.running.push(route.address());
             let (transport, peer, relays) = (self.transport.clone(), self.peer, self.relays.to_vec());
             self.attempts.spawn(async move {

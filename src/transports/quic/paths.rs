@@ -125,13 +125,19 @@ impl Paths {
     }
 
     /// One more path for a dial that nobody answered yet: what was sent so far goes there at once.
-    pub(super) fn add_candidate(&self, virtual_address: &SocketAddr, path: Path) {
+    /// Returns the route that holds the path already, if one does: the peer has to be dialled on that one as well.
+    pub(super) fn add_candidate(self: &Arc<Self>, virtual_address: &SocketAddr, path: Path) -> Option<RouteGuard> {
+        let holder = self.routes().holder(virtual_address, &path);
+        if let Some(holder) = holder {
+            return self.hold(holder);
+        }
         let flight = self.routes().add_candidate(virtual_address, path);
         for datagram in flight {
             if self.may_send(&path) {
                 self.send(path, &datagram);
             }
         }
+        None
     }
 
     /// Keeps the route of a connection that a peer makes; `None` when it was forgotten meanwhile.

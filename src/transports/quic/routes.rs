@@ -160,6 +160,12 @@ impl RouteTable {
         }
     }
 
+    /// The route of a connection, dial or handshake that holds this path, if another than `virtual_address` does.
+    pub(super) fn holder(&self, virtual_address: &SocketAddr, path: &Path) -> Option<SocketAddr> {
+        let owner = self.by_path.get(path).filter(|owner| *owner != virtual_address)?;
+        self.slots.get(owner).is_some_and(|slot| slot.pins > 0).then_some(*owner)
+    }
+
     /// One more path for a dial that nobody answered yet; returns what was sent to the others so far, oldest first.
     /// Nothing for a path that another route holds, or when the dial was answered meanwhile.
     pub(super) fn add_candidate(&mut self, virtual_address: &SocketAddr, path: Path) -> Vec<Vec<u8>> {

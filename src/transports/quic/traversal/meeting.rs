@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::checker::Checker;
@@ -17,6 +17,7 @@ use crate::nat::path_selection::{PathEvent, PathSelection};
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::signal::{Candidate, SessionSecret, Signal};
 use crate::rendezvous::wire::NodeFrame;
+use crate::transports::quic::paths::RouteGuard;
 use crate::transports::relay_client::RelayState;
 
 /// How long the answering end keeps its NAT open for a dial.
@@ -31,25 +32,40 @@ pub(super) const WORDS: usize = 16;
 pub(crate) struct Meeting {
     traversal: Arc<Traversal>,
     found: Mutex<Found>,
+    held: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Found {
     virtual_address: Option<SocketAddr>,
     paths: BTreeSet<Path>,
+    /// Routes that hold some of them.
+    held: Vec<RouteGuard>,
 }
 
 impl Meeting {
     pub(crate) fn new(traversal: &Arc<Traversal>) -> Self {
-        Self { traversal: traversal.clone(), found: Mutex::default() }
+        Self { traversal: traversal.clone(), found: Mutex::default(), held: Notify::new() }
     }
 
     /// The dial uses this route from now on.
     pub(crate) fn use_route(&self, virtual_address: SocketAddr) {
         let mut found = lock(&self.found);
         found.virtual_address = Some(virtual_address);
-        for path in &found.paths {
-            self.traversal.paths.add_candidate(&virtual_address, *path);
+        let paths: Vec<_> = found.paths.iter().copied().collect();
+        for path in paths {
+            found.held.extend(self.traversal.paths.add_candidate(&virtual_address, path));
+        }
+        self.held.notify_one();
+    }
+
+    /// A route that holds a path to the peer already: that of a handshake of the peer's, or of a connection that is dying.
+    pub(crate) async fn held_route(&self) -> RouteGuard {
+        loop {
+            if let Some(route) = lock(&self.found).held.pop() {
+                return route;
+            }
+            self.held.notified().await;
         }
     }
 
@@ -58,7 +74,8 @@ impl Meeting {
         if found.paths.insert(path)
             && let Some(virtual_address) = found.virtual_address
         {
-            self.traversal.paths.add_candidate(&virtual_address, path);
+            found.held.extend(self.traversal.paths.add_candidate(&virtual_address, path));
+            self.held.notify_one();
         }
     }
 
