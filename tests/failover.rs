@@ -106,7 +106,9 @@ async fn live_through(sim: Sim, fault: Fault) -> Seen {
     }
     let (mut last, mut gap, started) = (Instant::now(), Duration::ZERO, Instant::now());
     let mut expected = None;
-    while started.elapsed() < Duration::from_secs(20) {
+    // Long enough for what a switch leaves behind, like a dead session with a relay, to end as well.
+    let observed = Duration::from_secs(if matches!(fault, Fault::InterfaceSwitch) { 120 } else { 20 });
+    while started.elapsed() < observed {
         let event = timeout(Duration::from_secs(40), events.next()).await.expect("operations flow again");
         let DocumentEvent::Operation(stored) = event.unwrap().unwrap() else { continue };
         let number = stored.operation.seq_num();

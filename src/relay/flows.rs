@@ -138,6 +138,21 @@ impl Flows {
         })
     }
 
+    /// The peer of one session has a newer one, which its flows belong to from now on: the older may be dead.
+    pub(super) fn move_session(&mut self, from: SessionId, to: SessionId, ip: IpAddr) {
+        let pairs = self.pairs.keys().filter(|(a, b)| *a == from || *b == from).copied().collect::<Vec<_>>();
+        for pair in pairs {
+            let there = if pair.0 == from { pair.1 } else { pair.0 };
+            let Some(first) = self.pairs.remove(&pair) else { continue };
+            let Some(other) = self.ends.get(&first).map(|end| end.other) else { continue };
+            let (own, far) = if pair.0 == from { (first, other) } else { (other, first) };
+            if let Some(end) = self.ends.get_mut(&own) {
+                (end.session, end.session_ip) = (to, ip);
+            }
+            self.pairs.insert((to.min(there), to.max(there)), if to < there { own } else { far });
+        }
+    }
+
     /// Ends the flows of a session; returns the ids at the other ends with their sessions.
     pub(super) fn close_session(&mut self, session: SessionId) -> Vec<(SessionId, u64)> {
         let pairs = self.pairs.keys().filter(|(a, b)| *a == session || *b == session).copied().collect::<Vec<_>>();
@@ -211,6 +226,20 @@ mod tests {
         flows.on_datagram(moved, ALICE, b"", now, &mut Vec::new());
         let onward = Fate::Onward(Forward { path: moved, flow: ALICE, payload: &b"back"[..] });
         assert_eq!(flows.on_datagram(bob, BOB, b"back", now, &mut Vec::new()), Some(onward));
+    }
+
+    #[test]
+    fn a_flow_goes_on_in_the_newer_session_of_its_peer() {
+        let now = Instant::now();
+        let mut flows = flows(now);
+        for (from, to) in [(2, 5), (1, 7), (5, 9)] {
+            flows.move_session(SessionId(from), SessionId(to), "10.0.0.2".parse().unwrap());
+            assert!(flows.close_session(SessionId(from)).is_empty(), "the older one takes nothing along");
+        }
+        assert_eq!(flows.between(SessionId(9), SessionId(7)), Some((ALICE, BOB)));
+        assert_eq!(flows.between(SessionId(7), SessionId(9)), Some((BOB, ALICE)));
+        assert_eq!(flows.owner(ALICE), Some(SessionId(9)));
+        assert_eq!(flows.close_session(SessionId(9)), [(SessionId(7), BOB)]);
     }
 
     #[test]

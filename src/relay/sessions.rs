@@ -146,6 +146,9 @@ impl Rendezvous {
         }
         let id = SessionId(self.next_session);
         self.next_session += 1;
+        for older in self.by_peer.get(&peer).into_iter().flatten() {
+            self.flows.move_session(*older, id, ip);
+        }
         self.by_peer.entry(peer).or_default().push(id);
         *self.by_network.entry(network_of(ip)).or_default() += 1;
         let session = Session {

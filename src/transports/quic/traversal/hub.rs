@@ -24,11 +24,13 @@ use crate::nat::stun::{Class, Scanned};
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::seal;
 use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
-use crate::rendezvous::wire::{RelayFrame, TurnServer};
+use crate::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer};
 use crate::transports::quic::addresses::{canonical, host_addresses};
 use crate::transports::quic::paths::{Paths, StunInput};
 use crate::transports::relay_client::RelayState;
 
+/// Flows that are asked for again with a new session. More: they are asked for when they are missed.
+const FLOWS_CONFIRMED: usize = 16;
 /// How often the interfaces and the relays' states are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -162,6 +164,7 @@ impl Hub {
             RelayFrame::Welcome(welcome) => {
                 self.on_turn_servers(relay, welcome.turn);
                 self.look_at_relays();
+                self.confirm_flows(relay);
             }
             RelayFrame::Credentials { turn } => self.on_turn_servers(relay, turn),
             RelayFrame::Ping { .. } | RelayFrame::Pong { .. } | RelayFrame::GoingAway => {}
@@ -180,6 +183,15 @@ impl Hub {
     fn drive_turn(&mut self) {
         let seen = Seen { servers: self.servers.clone(), mappings: self.binding.mappings().collect() };
         self.turn.drive(&self.traversal, &seen);
+    }
+
+    /// A new session: flows of the one before are the same, or replaced by what the relay answers.
+    fn confirm_flows(&self, relay: &RelayAddress) {
+        let flows = lock(&self.traversal.flows);
+        let peers = flows.iter().filter(|(_, flows)| flows.contains_key(relay)).map(|(peer, _)| *peer);
+        for to in peers.take(FLOWS_CONFIRMED) {
+            self.traversal.say(relay, NodeFrame::Forward { to });
+        }
     }
 
     fn on_flow(&mut self, relay: &RelayAddress, peer: PeerId, flow: u64) {
