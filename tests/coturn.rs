@@ -1,6 +1,6 @@
 //! STUN and TURN against coturn, on real sockets over loopback: the machines of `nat` speak with a server that is not ours.
 //!
-//! Needs Debian's package `coturn` (`apt-get install coturn`): without `turnserver` these tests fail. Each starts a server of
+//! Needs Debian's package `coturn` (`apt-get install coturn`): without `turnserver` these tests are reported as ignored. Each starts a server of
 //! its own on free ports and ends it. The drivers here are the thinnest that there can be: one blocking socket per machine.
 
 use std::io::{ErrorKind, Read, Write};
@@ -9,12 +9,67 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use panda_network::nat::allocation::{Allocation, TurnEvent, TurnFailure, TurnInput, TurnOptions, TurnTransport};
 use panda_network::nat::binding::{BindingEvent, BindingMachine, BindingOptions};
 use panda_network::nat::credentials::TurnCredentials;
 use panda_network::nat::framing::TurnFramer;
 use panda_network::nat::nat_type::{FilteringBehaviour, Mapping, NatTypeMachine, NatTypeOptions, Probe};
 use panda_network::nat::stun::{ErrorCode, Scanned};
+
+/// The server's program.
+const SERVER: Option<&str> = Some("turnserver");
+
+fn main() {
+    let trials = vec![
+        trial("a_server_sees_the_address_of_our_socket", SERVER, a_server_sees_the_address_of_our_socket),
+        trial(
+            "two_clients_talk_over_their_relayed_addresses_by_udp_and_tcp",
+            SERVER,
+            two_clients_talk_over_their_relayed_addresses_by_udp_and_tcp,
+        ),
+        trial("a_nonce_that_went_stale_is_replaced", SERVER, a_nonce_that_went_stale_is_replaced),
+        trial(
+            "short_lived_credentials_are_taken_until_they_expire",
+            SERVER,
+            short_lived_credentials_are_taken_until_they_expire,
+        ),
+        trial("wrong_credentials_and_a_reached_quota_are_told", SERVER, wrong_credentials_and_a_reached_quota_are_told),
+        trial(
+            "an_allocation_that_was_given_back_or_forgotten_makes_room_for_the_next",
+            SERVER,
+            an_allocation_that_was_given_back_or_forgotten_makes_room_for_the_next,
+        ),
+        trial("on_loopback_there_is_no_nat_and_no_filter", SERVER, on_loopback_there_is_no_nat_and_no_filter),
+        trial("nodes_without_udp_talk_over_tcp", SERVER, || run(nodes::nodes_without_udp_talk_over_tcp())),
+        trial("nodes_without_udp_talk_over_tls_to_a_server_with_any_certificate", SERVER, || {
+            run(nodes::nodes_without_udp_talk_over_tls_to_a_server_with_any_certificate())
+        }),
+        trial("nodes_that_hide_their_addresses_talk_over_udp", SERVER, || {
+            run(nodes::nodes_that_hide_their_addresses_talk_over_udp())
+        }),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// A test; `needs` is a program without which it is reported as ignored, or fails with `PANDA_NETNS=require`.
+fn trial(name: &str, needs: Option<&'static str>, test: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || {
+        let missing = needs.filter(|program| Command::new(program).arg("-h").output().is_err());
+        if let Some(program) = missing {
+            let reason = format!("{program} is not installed: apt-get install coturn");
+            let required = std::env::var("PANDA_NETNS").is_ok_and(|value| value == "require");
+            return if required { Err(Failed::from(reason)) } else { Ok(Completion::ignored_with(reason)) };
+        }
+        test();
+        Ok(Completion::Completed)
+    })
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(test);
+}
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// The other address of the server, for RFC 5780.
@@ -263,14 +318,12 @@ fn exchange(one: &mut Client, two: &mut Client) {
     }
 }
 
-#[test]
 fn a_server_sees_the_address_of_our_socket() {
     let coturn = Coturn::start();
     let (mapped, local) = mapped_address(coturn.address).unwrap();
     assert_eq!(mapped, local);
 }
 
-#[test]
 fn two_clients_talk_over_their_relayed_addresses_by_udp_and_tcp() {
     let coturn = Coturn::start();
     let mut one = Client::of_anna(&coturn, TurnTransport::Udp);
@@ -289,7 +342,6 @@ fn two_clients_talk_over_their_relayed_addresses_by_udp_and_tcp() {
     until(&mut [&mut one, &mut two], |both| both[1].received.contains(&(here, b"by channel".to_vec())));
 }
 
-#[test]
 fn a_nonce_that_went_stale_is_replaced() {
     let coturn = Coturn::start();
     let mut one = Client::of_anna(&coturn, TurnTransport::Udp);
@@ -301,7 +353,6 @@ fn a_nonce_that_went_stale_is_replaced() {
     assert!(!one.events.iter().any(|event| matches!(event, TurnEvent::Failed { .. })), "{:?}", one.events);
 }
 
-#[test]
 fn short_lived_credentials_are_taken_until_they_expire() {
     let coturn = Coturn::start_with(&["--use-auth-secret", "--static-auth-secret=north"]);
     let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -311,7 +362,6 @@ fn short_lived_credentials_are_taken_until_they_expire() {
     assert_eq!(late.failure(), TurnFailure::CredentialsRefused);
 }
 
-#[test]
 fn wrong_credentials_and_a_reached_quota_are_told() {
     let coturn = Coturn::start_with(&["--user=anna:secret", "--user-quota=1"]);
     let wrong = TurnCredentials::new("anna", "wrong").unwrap();
@@ -323,7 +373,6 @@ fn wrong_credentials_and_a_reached_quota_are_told() {
     assert_eq!(second.failure(), TurnFailure::Busy(ErrorCode::AllocationQuotaReached));
 }
 
-#[test]
 fn an_allocation_that_was_given_back_or_forgotten_makes_room_for_the_next() {
     let coturn = Coturn::start();
     let mut client = Client::of_anna(&coturn, TurnTransport::Udp);
@@ -340,7 +389,6 @@ fn an_allocation_that_was_given_back_or_forgotten_makes_room_for_the_next() {
     client.relayed();
 }
 
-#[test]
 fn on_loopback_there_is_no_nat_and_no_filter() {
     let coturn = Coturn::start();
     let (sockets, options) = ([socket(), socket()], NatTypeOptions::new(vec![LOOPBACK.into()]));
@@ -497,8 +545,7 @@ mod nodes {
         format!("-----BEGIN {what}-----\n{}\n-----END {what}-----\n", data_encoding::BASE64.encode(der))
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn nodes_without_udp_talk_over_tcp() {
+    pub async fn nodes_without_udp_talk_over_tcp() {
         let coturn = Coturn::start_with(&SECRET);
         let relay = relay((TurnTransport::Tcp, coturn.address.into()));
         let mut pair = Pair::of(&relay, without_udp).await;
@@ -506,8 +553,7 @@ mod nodes {
         pair.shut_down().await;
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn nodes_without_udp_talk_over_tls_to_a_server_with_any_certificate() {
+    pub async fn nodes_without_udp_talk_over_tls_to_a_server_with_any_certificate() {
         let directory = tempfile::tempdir().unwrap();
         let certified = rcgen::generate_simple_self_signed(["turn.example.org".to_owned()]).unwrap();
         let (cert, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
@@ -528,8 +574,7 @@ mod nodes {
         pair.shut_down().await;
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn nodes_that_hide_their_addresses_talk_over_udp() {
+    pub async fn nodes_that_hide_their_addresses_talk_over_udp() {
         let coturn = Coturn::start_with(&SECRET);
         let server = (TurnTransport::Udp, coturn.address.into());
         // UDP works, as coturn's other address says; forwarding does not.

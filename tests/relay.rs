@@ -2,7 +2,7 @@
 //! TURN clients are served by the book, and who asks for too much gets no more than that.
 //!
 //! Deadlines only end a test that hangs. `turnutils_uclient` is coturn's client (Debian package `coturn`); where it is not
-//! installed the tests with it say that they were skipped.
+//! installed the tests with it are reported as ignored.
 
 #![cfg(feature = "cli")]
 
@@ -15,6 +15,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use node::{FlowEnd, Node, soon};
 use panda_network::identity::Identity;
 use panda_network::net::HostNetwork;
@@ -25,6 +26,75 @@ use panda_network::rendezvous::signal::Signal;
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame, TurnTransport};
 use panda_network::transports::host::OsNetwork;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn main() {
+    let trials = vec![
+        trial("two_nodes_meet_through_a_relay_process_which_says_when_it_goes", None, || {
+            run(two_nodes_meet_through_a_relay_process_which_says_when_it_goes())
+        }),
+        trial("turn_by_udp_works_with_coturns_client", Some("turnutils_uclient"), || {
+            run(turn_by_udp_works_with_coturns_client())
+        }),
+        trial("turn_by_tcp_works_with_coturns_client", Some("turnutils_uclient"), || {
+            run(turn_by_tcp_works_with_coturns_client())
+        }),
+        trial("turn_by_tls_works_with_coturns_client", Some("turnutils_uclient"), || {
+            run(turn_by_tls_works_with_coturns_client())
+        }),
+        trial("credentials_of_the_relay_are_taken_by_a_coturn_with_the_same_secret", Some("turnserver"), || {
+            run(credentials_of_the_relay_are_taken_by_a_coturn_with_the_same_secret())
+        }),
+        trial("coturns_client_learns_from_the_relay_that_there_is_no_nat", Some("turnutils_natdiscovery"), || {
+            run(coturns_client_learns_from_the_relay_that_there_is_no_nat())
+        }),
+        trial("a_wrong_configuration_is_told_in_one_line", None, a_wrong_configuration_is_told_in_one_line),
+        trial("another_relay_than_the_dialled_one_is_refused", None, || {
+            run(another_relay_than_the_dialled_one_is_refused())
+        }),
+        trial("an_oversized_frame_ends_its_session_and_no_other", None, || {
+            run(an_oversized_frame_ends_its_session_and_no_other())
+        }),
+        trial("a_flood_of_signals_is_refused_beyond_its_quota", None, || {
+            run(a_flood_of_signals_is_refused_beyond_its_quota())
+        }),
+        trial("a_node_that_does_not_read_loses_its_session_and_holds_nobody_up", None, || {
+            run(a_node_that_does_not_read_loses_its_session_and_holds_nobody_up())
+        }),
+        trial("a_node_that_asks_much_at_once_is_answered_as_often", None, || {
+            run(a_node_that_asks_much_at_once_is_answered_as_often())
+        }),
+        trial("a_turn_stream_of_rubbish_is_closed", None, || run(a_turn_stream_of_rubbish_is_closed())),
+        trial("more_sessions_of_one_address_than_allowed_are_turned_away", None, || {
+            run(more_sessions_of_one_address_than_allowed_are_turned_away())
+        }),
+        trial("more_streams_of_one_address_than_allowed_are_closed_at_once", None, || {
+            run(more_streams_of_one_address_than_allowed_are_closed_at_once())
+        }),
+        trial("rubbish_on_the_datagram_port_is_counted_and_answered_by_nothing", None, || {
+            run(rubbish_on_the_datagram_port_is_counted_and_answered_by_nothing())
+        }),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// A test; `needs` is a program without which it is reported as ignored, or fails with `PANDA_NETNS=require`.
+fn trial(name: &str, needs: Option<&'static str>, test: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || {
+        let missing = needs.filter(|program| Command::new(program).arg("-h").output().is_err());
+        if let Some(program) = missing {
+            let reason = format!("{program} is not installed: apt-get install coturn");
+            let required = std::env::var("PANDA_NETNS").is_ok_and(|value| value == "require");
+            return if required { Err(Failed::from(reason)) } else { Ok(Completion::ignored_with(reason)) };
+        }
+        test();
+        Ok(Completion::Completed)
+    })
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(test);
+}
 
 /// `panda relay` on free ports of loopback.
 struct RelayProcess {
@@ -79,7 +149,6 @@ async fn get(admin: SocketAddr, path: &str) -> String {
     answer
 }
 
-#[tokio::test]
 async fn two_nodes_meet_through_a_relay_process_which_says_when_it_goes() {
     let relay = RelayProcess::start();
     let mut alice = Node::connect(&relay.address, 1).await.unwrap();
@@ -123,16 +192,13 @@ async fn two_nodes_meet_through_a_relay_process_which_says_when_it_goes() {
     assert!(soon("the process", ended).await.unwrap().success());
 }
 
-/// Runs a command; what it printed, or nothing when it is not installed.
-async fn printed(mut command: Command) -> Option<String> {
+/// Runs a command; what it printed.
+async fn printed(mut command: Command) -> String {
     let name = command.get_program().to_owned();
     let output = tokio::task::spawn_blocking(move || command.output());
     match soon("a command", output).await.unwrap() {
-        Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Err(_) => {
-            println!("skipped: {} is not installed", name.display());
-            None
-        }
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(error) => panic!("{}: {error}", name.display()),
     }
 }
 
@@ -147,13 +213,13 @@ fn free_port() -> u16 {
     }
 }
 
-/// Runs coturn's client from one relayed address to another; what it printed, or nothing when it is not installed. It sends
-/// indications (`-s`): the channels that it would take are those of RFC 5766, most of which RFC 8656 forbids.
-async fn uclient(transport: TurnTransport, arguments: &'static [&'static str]) -> Option<String> {
+/// Runs coturn's client from one relayed address to another; what it printed. It sends indications (`-s`): the
+/// channels that it would take are those of RFC 5766, most of which RFC 8656 forbids.
+async fn uclient(transport: TurnTransport, arguments: &'static [&'static str]) -> String {
     uclient_with(&RelayProcess::start(), transport, arguments).await
 }
 
-async fn uclient_with(relay: &RelayProcess, transport: TurnTransport, arguments: &[&str]) -> Option<String> {
+async fn uclient_with(relay: &RelayProcess, transport: TurnTransport, arguments: &[&str]) -> String {
     let node = Node::connect(&relay.address, 1).await.unwrap();
     let server = node.welcome.turn.iter().find(|server| server.transport == transport).unwrap().clone();
     let mut command = Command::new("turnutils_uclient");
@@ -168,41 +234,32 @@ fn assert_all_came_back(printed: &str) {
     assert!(total > 0, "{printed}");
 }
 
-#[tokio::test]
 async fn turn_by_udp_works_with_coturns_client() {
-    uclient(TurnTransport::Udp, &["-y", "-s"]).await.iter().for_each(|printed| assert_all_came_back(printed));
+    assert_all_came_back(&uclient(TurnTransport::Udp, &["-y", "-s"]).await);
 }
 
-#[tokio::test]
 async fn turn_by_tcp_works_with_coturns_client() {
-    uclient(TurnTransport::Tcp, &["-y", "-s", "-t"]).await.iter().for_each(|printed| assert_all_came_back(printed));
+    assert_all_came_back(&uclient(TurnTransport::Tcp, &["-y", "-s", "-t"]).await);
 }
 
-#[tokio::test]
 async fn turn_by_tls_works_with_coturns_client() {
-    uclient(TurnTransport::Tls, &["-y", "-s", "-t", "-S"])
-        .await
-        .iter()
-        .for_each(|printed| assert_all_came_back(printed));
+    assert_all_came_back(&uclient(TurnTransport::Tls, &["-y", "-s", "-t", "-S"]).await);
 }
 
 /// coturn itself; killed when the test ends.
 struct Coturn(Child);
 
 impl Coturn {
-    fn start(port: u16, secret: &str) -> Option<Self> {
+    fn start(port: u16, secret: &str) -> Self {
         let arguments = "-n --no-cli --listening-ip=127.0.0.1 --relay-ip=127.0.0.1 --use-auth-secret --realm=test.local \
                          --allow-loopback-peers --no-tls --no-dtls --log-file=stdout --simple-log --pidfile=";
         let mut command = Command::new("turnserver");
         command.args(arguments.split_whitespace()).arg(format!("--listening-port={port}"));
         command.arg(format!("--static-auth-secret={secret}")).stdout(Stdio::piped()).stderr(Stdio::null());
-        let Ok(mut child) = command.spawn() else {
-            println!("skipped: turnserver is not installed");
-            return None;
-        };
+        let mut child = command.spawn().expect("turnserver starts");
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         assert!({ lines }.any(|line| line.contains("Total General servers")), "coturn does not start");
-        Some(Self(child))
+        Self(child)
     }
 }
 
@@ -213,20 +270,18 @@ impl Drop for Coturn {
     }
 }
 
-#[tokio::test]
 async fn credentials_of_the_relay_are_taken_by_a_coturn_with_the_same_secret() {
     let port = free_port();
-    let Some(_coturn) = Coturn::start(port, "north") else { return };
+    let _coturn = Coturn::start(port, "north");
     let relay = RelayProcess::start_with(&format!(
         "datagrams = '127.0.0.1:0'\nturn.mode = 'external'\nturn.secret = 'north'\n\
          turn.servers = ['turn:127.0.0.1:{port}?transport=udp']\n"
     ));
-    uclient_with(&relay, TurnTransport::Udp, &["-y"]).await.iter().for_each(|printed| assert_all_came_back(printed));
+    assert_all_came_back(&uclient_with(&relay, TurnTransport::Udp, &["-y"]).await);
 }
 
 /// Linux takes all of 127.0.0.0/8 for itself without being told.
 #[cfg(target_os = "linux")]
-#[tokio::test]
 async fn coturns_client_learns_from_the_relay_that_there_is_no_nat() {
     let (first, second) = (free_port(), free_port());
     let _relay = RelayProcess::start_with(&format!(
@@ -234,14 +289,13 @@ async fn coturns_client_learns_from_the_relay_that_there_is_no_nat() {
     ));
     let mut command = Command::new("turnutils_natdiscovery");
     command.args(["-m", "-f", "-L", "127.0.0.1", "-p", &first.to_string(), "127.0.0.1"]);
-    let Some(printed) = printed(command).await else { return };
+    let printed = printed(command).await;
     for found in ["Endpoint Independent Mapping", "Endpoint Independent Filtering"] {
         assert!(printed.contains(found), "{found} is not in {printed}");
     }
     assert!(!printed.contains("Not received"), "{printed}");
 }
 
-#[test]
 fn a_wrong_configuration_is_told_in_one_line() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("relay.toml");
@@ -252,7 +306,6 @@ fn a_wrong_configuration_is_told_in_one_line() {
     assert!(told.contains("relay.toml") && told.contains("lisen"), "{told}");
 }
 
-#[tokio::test]
 async fn another_relay_than_the_dialled_one_is_refused() {
     let relay = relay(RelayLimits::new());
     let mut address = relay.address().clone();
@@ -261,7 +314,6 @@ async fn another_relay_than_the_dialled_one_is_refused() {
     assert!(Node::connect(&address, 1).await.is_err());
 }
 
-#[tokio::test]
 async fn an_oversized_frame_ends_its_session_and_no_other() {
     let relay = relay(RelayLimits::new());
     let mut alice = Node::connect(relay.address(), 1).await.unwrap();
@@ -275,7 +327,6 @@ async fn an_oversized_frame_ends_its_session_and_no_other() {
     assert_eq!((relay.snapshot().misbehaved, relay.snapshot().sessions), (3, 1));
 }
 
-#[tokio::test]
 async fn a_flood_of_signals_is_refused_beyond_its_quota() {
     let rate = Rate { per_second: 1, burst: 10 };
     let relay = relay(RelayLimits::new().with_requests_per_client(rate));
@@ -292,7 +343,6 @@ async fn a_flood_of_signals_is_refused_beyond_its_quota() {
     while bob.hear().await.unwrap() != (RelayFrame::Pong { nonce: 1 }) {}
 }
 
-#[tokio::test]
 async fn a_node_that_does_not_read_loses_its_session_and_holds_nobody_up() {
     let all = Rate { per_second: 1_000_000, burst: 1_000_000 };
     let relay = relay(RelayLimits::new().with_requests_per_client(all));
@@ -310,7 +360,6 @@ async fn a_node_that_does_not_read_loses_its_session_and_holds_nobody_up() {
     assert_eq!(relay.snapshot().sessions, 1);
 }
 
-#[tokio::test]
 async fn a_node_that_asks_much_at_once_is_answered_as_often() {
     let relay = relay(RelayLimits::new());
     let mut alice = Node::connect(relay.address(), 1).await.unwrap();
@@ -325,7 +374,6 @@ async fn a_node_that_asks_much_at_once_is_answered_as_often() {
     assert_eq!(relay.snapshot().sessions, 1);
 }
 
-#[tokio::test]
 async fn a_turn_stream_of_rubbish_is_closed() {
     let options = RelayOptions::new(Identity::from_seed(&[9; 32])).with_turn_tcp("127.0.0.1:0".parse().unwrap());
     let relay = Relay::start(Arc::new(OsNetwork), options).unwrap();
@@ -337,7 +385,6 @@ async fn a_turn_stream_of_rubbish_is_closed() {
     assert_eq!(relay.snapshot().misbehaved, 1);
 }
 
-#[tokio::test]
 async fn more_sessions_of_one_address_than_allowed_are_turned_away() {
     let relay = relay(RelayLimits::new().with_sessions_per_address(2));
     let (_one, two) = (Node::connect(relay.address(), 1).await.unwrap(), Node::connect(relay.address(), 2).await);
@@ -347,7 +394,6 @@ async fn more_sessions_of_one_address_than_allowed_are_turned_away() {
     assert!(relay.snapshot().turned_away > 0);
 }
 
-#[tokio::test]
 async fn more_streams_of_one_address_than_allowed_are_closed_at_once() {
     let relay = relay(RelayLimits::new().with_streams_per_address(3));
     let mut idle = Vec::new();
@@ -360,7 +406,6 @@ async fn more_streams_of_one_address_than_allowed_are_closed_at_once() {
     soon("room again", async { while Node::connect(relay.address(), 1).await.is_err() {} }).await;
 }
 
-#[tokio::test]
 async fn rubbish_on_the_datagram_port_is_counted_and_answered_by_nothing() {
     let relay = relay(RelayLimits::new());
     let mut alice = Node::connect(relay.address(), 1).await.unwrap();
