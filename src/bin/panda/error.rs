@@ -100,6 +100,10 @@ pub enum CliError {
     /// The doctor expects that nobody can be reached, and says why.
     #[error(transparent)]
     Trouble(#[from] panda_network::doctor::Trouble),
+    /// This program was built without what was asked for. The caller erred.
+    #[cfg(not(feature = "sim"))]
+    #[error("this panda was built without simulated networks: build it with `--features cli,sim`")]
+    NoSimulation,
     /// Something about this machine is missing.
     #[error("{0}")]
     Environment(String),

@@ -1,6 +1,11 @@
 //! `panda bench`: what this machine gives, beside raw QUIC and a raw disk measured in the same run.
 
 mod baseline;
+mod journey;
+#[cfg(feature = "sim")]
+mod nat;
+#[cfg(feature = "sim")]
+mod nat_report;
 mod paths;
 mod report;
 mod scenario;
@@ -9,7 +14,9 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::ProgressBar;
+use panda_network::relay::Rate;
 
+use self::journey::Journey;
 use self::report::{BenchReport, Round};
 use self::scenario::Sizes;
 use crate::child::process::Nodes;
@@ -24,6 +31,9 @@ use crate::options::DurabilityArg;
   panda bench                          a few minutes
   panda bench --quick                  a short run: fewer operations, rougher figures
   panda bench --paths                  what it costs to speak through a relay, in each way there is
+  panda bench --nat                    how fast data flows while paths change, on simulated lines behind NATs
+  panda bench --nat public,symmetric,udp-blocked
+                                       Alice has no NAT, Bob is behind a symmetric one and moves to another place
   panda bench --quick --json           the last line of the output is JSON
 
 Operations are 200 bytes. Raw QUIC and raw fsync are measured before and after each round, so that ratios can be read
@@ -38,6 +48,16 @@ pub struct BenchArgs {
     /// Compare the paths instead: direct, forwarded by a relay, TURN over UDP and over TLS
     #[arg(long)]
     pub paths: bool,
+    /// Fill a document while Bob moves from one kind of NAT to the next: Alice's, Bob's, and where he goes from there.
+    /// On virtual time: the same figures on every machine
+    #[arg(
+        long,
+        value_name = "ALICE,BOB[,BOB...]",
+        num_args = 0..=1,
+        default_missing_value = "port-restricted,port-restricted,symmetric,udp-blocked,port-restricted",
+        conflicts_with_all = ["paths", "quick"]
+    )]
+    pub nat: Option<Journey>,
 }
 
 /// Runs the bench.
@@ -45,6 +65,9 @@ pub struct BenchArgs {
 /// # Errors
 /// When a node fails or something is in the way.
 pub async fn run(args: BenchArgs) -> Result<(), CliError> {
+    if let Some(journey) = args.nat {
+        return travel(journey, args.json).await;
+    }
     if args.paths {
         return print(&paths::run(args.quick).await?, args.json);
     }
@@ -66,6 +89,16 @@ pub async fn run(args: BenchArgs) -> Result<(), CliError> {
     print(&report, args.json)
 }
 
+#[cfg(feature = "sim")]
+async fn travel(journey: Journey, json: bool) -> Result<(), CliError> {
+    nat::run(journey, json).await
+}
+
+#[cfg(not(feature = "sim"))]
+async fn travel(_: Journey, _: bool) -> Result<(), CliError> {
+    Err(CliError::NoSimulation)
+}
+
 /// What the machine gives without us, in µs.
 #[derive(Default)]
 struct Raw {
@@ -85,3 +118,6 @@ impl Raw {
 
 /// How long any step may take before the bench gives up.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// For relays whose quotas are not what is measured.
+const PLENTY: Rate = Rate { per_second: 10_000_000_000, burst: 10_000_000_000 };

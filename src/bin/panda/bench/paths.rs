@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use panda_network::identity::Identity;
-use panda_network::relay::{PeerPolicy, Rate, Relay, RelayLimits, RelayOptions};
+use panda_network::relay::{PeerPolicy, Relay, RelayLimits, RelayOptions};
 use panda_network::transport::PathKind;
 use panda_network::transports::host::OsNetwork;
 use serde::Serialize;
 use tokio::time::sleep;
 
+use super::PLENTY;
 use super::scenario::{LIVE_RATE, OPERATION_BYTES, PUBLISHER, RECEIVER};
 use crate::child::process::{Nodes, all_arrived};
 use crate::child::protocol::{Command, Report, Work};
@@ -28,8 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const SETTLE: Duration = Duration::from_secs(5);
 /// Size of an operation when bytes are counted.
 const LARGE_BYTES: usize = 64 * 1024;
-/// No quota counts here, since it is not what is measured.
-const PLENTY: Rate = Rate { per_second: 10_000_000_000, burst: 10_000_000_000 };
 
 /// Figures of all paths.
 #[derive(Debug, Serialize)]

@@ -10,6 +10,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::protocol::{Command, Reply, Report};
+use crate::demo::node_dir;
 use crate::error::CliError;
 use crate::options::DurabilityArg;
 
@@ -194,8 +195,7 @@ impl Nodes {
     pub fn start_with(reach: Vec<Vec<String>>, durability: DurabilityArg) -> Result<Self, CliError> {
         let mut nodes = Self { processes: Vec::new(), dirs: Vec::new(), durability, reach };
         for (agent, reach) in (0..=u8::MAX).zip(&nodes.reach) {
-            let make_dir = tempfile::Builder::new().prefix("panda-node-").tempdir();
-            let dir = make_dir.map_err(CliError::io("make a directory in", &std::env::temp_dir()))?;
+            let dir = node_dir()?;
             nodes.processes.push(NodeProcess::spawn(agent, dir.path(), durability, reach)?);
             nodes.dirs.push(dir);
         }

@@ -1,12 +1,12 @@
 //! `panda demo`: shows on this machine that the promises hold, and measures it.
 
-mod nat_pair;
+pub mod nat_pair;
 #[cfg(feature = "sim")]
 mod nat_report;
 #[cfg(feature = "sim")]
 mod nat_story;
 #[cfg(feature = "sim")]
-mod nat_world;
+pub mod nat_world;
 mod replay;
 mod report;
 mod story;
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use tempfile::TempDir;
 
 use self::nat_pair::NatPair;
 use crate::child::process::Nodes;
@@ -81,10 +82,8 @@ pub async fn run(args: DemoArgs) -> Result<(), CliError> {
 
 #[cfg(feature = "sim")]
 async fn run_simulated(pair: NatPair, json: bool) -> Result<(), CliError> {
-    let make_dir = || tempfile::Builder::new().prefix("panda-node-").tempdir();
-    let make_dir = || make_dir().map_err(CliError::io("make a directory in", &std::env::temp_dir()));
     // Out here, so that they go when the story is interrupted.
-    let (alice, bob) = (make_dir()?, make_dir()?);
+    let (alice, bob) = (node_dir()?, node_dir()?);
     let paths = [alice.path().to_path_buf(), bob.path().to_path_buf()];
     // The simulation brings a runtime of its own.
     let story = tokio::task::spawn_blocking(move || nat_story::run(pair, [&paths[0], &paths[1]]));
@@ -98,10 +97,17 @@ async fn run_simulated(pair: NatPair, json: bool) -> Result<(), CliError> {
 }
 
 #[cfg(not(feature = "sim"))]
-async fn run_simulated(pair: NatPair, _: bool) -> Result<(), CliError> {
-    Err(CliError::Environment(format!(
-        "this panda was built without simulated networks: build it with `--features cli,sim`, or run `cargo demo --nat {pair}`"
-    )))
+async fn run_simulated(_: NatPair, _: bool) -> Result<(), CliError> {
+    Err(CliError::NoSimulation)
+}
+
+/// A temporary directory for a node.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn node_dir() -> Result<TempDir, CliError> {
+    let made = tempfile::Builder::new().prefix("panda-node-").tempdir();
+    made.map_err(CliError::io("make a directory in", &std::env::temp_dir()))
 }
 
 /// Runs with nodes that are stopped whatever happens, Ctrl-C included.

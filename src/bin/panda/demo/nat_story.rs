@@ -4,12 +4,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use panda_network::sim::{self, Sim, SimHost};
+use panda_network::relay::RelayLimits;
+use panda_network::sim::{self, LinkOptions, Sim, SimHost};
 use tokio::time::{Instant, sleep};
 
 use super::nat_pair::NatPair;
 use super::nat_report::{NatReport, PathsSeen};
-use super::nat_world::World;
+use super::nat_world::{JITTER, LATENCY, World};
 use super::report::{CatchUp, StoryReport};
 use super::story::{ALICE, BOB, lost};
 use crate::child::driver::Driver;
@@ -46,7 +47,8 @@ pub fn run(pair: NatPair, dirs: [&Path; 2]) -> Result<NatReport, CliError> {
 }
 
 async fn play(sim: Sim, pair: NatPair, dirs: [&Path; 2]) -> Result<NatReport, CliError> {
-    let world = World::new(sim.clone())?;
+    let world =
+        World::new(sim.clone(), LinkOptions::new().with_latency(LATENCY).with_jitter(JITTER), RelayLimits::new())?;
     let mut cast = Cast::meet(&world, pair, dirs).await?;
     let first_operation_ms = cast.first_operation().await?;
     let connect_ms = cast.reports()?[BOB].connected_after_us.unwrap_or_default() as f64 / 1000.0;

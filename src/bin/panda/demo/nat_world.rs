@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use panda_network::clock::Clock;
 use panda_network::identity::Identity;
-use panda_network::relay::{Relay, RelayOptions};
+use panda_network::relay::{Relay, RelayLimits, RelayOptions};
 use panda_network::rendezvous::address::HostPort;
-use panda_network::sim::{FirewallOptions, LinkOptions, NatOptions, Sim, SimError, SimHost, SimNetwork};
+use panda_network::sim::{FirewallOptions, LinkOptions, NatOptions, Sim, SimError, SimHost, SimNetwork, SimSite};
 use panda_network::{Durability, PandaNetwork, PandaNetworkOptions};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -35,12 +35,11 @@ pub struct World {
 }
 
 impl World {
-    /// With nobody in it yet.
+    /// With nobody in it yet, this much between any two public addresses, and a relay of these limits.
     ///
     /// # Errors
     /// When the relay cannot start.
-    pub fn new(sim: Sim) -> Result<Self, CliError> {
-        let link = LinkOptions::new().with_latency(LATENCY).with_jitter(JITTER);
+    pub fn new(sim: Sim, link: LinkOptions, limits: RelayLimits) -> Result<Self, CliError> {
         let network = SimNetwork::new(sim.options().with_default_link(link));
         let ip = IpAddr::from([203, 0, 113, 1]);
         network.name(RELAY, ip);
@@ -52,21 +51,22 @@ impl World {
             .with_public_address(name)
             .with_public_ips([ip])
             .with_relay_ips([ip])
+            .with_limits(limits)
             .with_clock(clock(&network))
             .with_seed(sim.derive_seed("randomness of the relay"));
         let relay = Relay::start(Arc::new(network.host(ip)), options)?;
         Ok(Self { network, relay, sim })
     }
 
-    /// A host at a place of its own; sites have different numbers.
+    /// A place, and the address of a host there; places have different numbers.
     ///
     /// # Errors
     /// When the number is taken.
-    pub fn host(&self, kind: NatKind, site: u8) -> Result<SimHost, CliError> {
-        let (public, home) = (IpAddr::from([198, 51, 100, site]), IpAddr::from([192, 168, 1, 2]));
-        let nat = |options| Ok::<_, SimError>(self.network.nat(public, options)?.host(home));
-        let host = match kind {
-            NatKind::Public => Ok(self.network.host(public)),
+    pub fn place(&self, kind: NatKind, number: u8) -> Result<(SimSite, IpAddr), CliError> {
+        let (public, home) = (IpAddr::from([198, 51, 100, number]), IpAddr::from([192, 168, 1, 2]));
+        let nat = |options| Ok::<_, SimError>((self.network.nat(public, options)?.inside().clone(), home));
+        let place = match kind {
+            NatKind::Public => Ok((self.network.internet(), public)),
             NatKind::FullCone => nat(NatOptions::full_cone()),
             NatKind::AddressRestricted => nat(NatOptions::address_restricted()),
             NatKind::PortRestricted => nat(NatOptions::port_restricted()),
@@ -75,26 +75,43 @@ impl World {
             NatKind::CarrierGrade => self
                 .network
                 .nat(public, NatOptions::carrier_grade())
-                .and_then(|carrier| carrier.nat([100, 64, 0, site].into(), NatOptions::port_restricted()))
-                .map(|box_at_home| box_at_home.host(home)),
+                .and_then(|carrier| carrier.nat([100, 64, 0, number].into(), NatOptions::port_restricted()))
+                .map(|box_at_home| (box_at_home.inside().clone(), home)),
             NatKind::UdpBlocked => {
                 let office = self.network.firewall(FirewallOptions::tcp_443_only());
-                office.nat(public, NatOptions::port_restricted()).map(|nat| nat.host(home))
+                office.nat(public, NatOptions::port_restricted()).map(|nat| (nat.inside().clone(), home))
             }
         };
-        host.map_err(|error| CliError::Environment(error.to_string()))
+        place.map_err(|error| CliError::Environment(error.to_string()))
     }
 
-    /// Starts a node that knows the relay; after a crash with the same directory. `run` counts its starts.
+    /// A host at a place of its own.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
+    pub fn host(&self, kind: NatKind, number: u8) -> Result<SimHost, CliError> {
+        let (site, ip) = self.place(kind, number)?;
+        Ok(site.host(ip))
+    }
+
+    /// Starts a node that knows the relay; after a crash with the same directory.
     ///
     /// # Errors
     /// When it cannot start.
-    pub async fn start(&self, host: &SimHost, agent: u8, dir: &Path, run: u32) -> Result<Driver, CliError> {
+    pub async fn node(&self, host: &SimHost, agent: u8, dir: &Path) -> Result<PandaNetwork, CliError> {
         let options = PandaNetworkOptions::new(dir)
             .with_durability(Durability::Process)
             .with_relays([self.relay.address().to_string()])
             .with_simulation(host, PORT, self.sim.derive_seed(&format!("node {agent}")));
-        let network = PandaNetwork::start(options).await?;
+        Ok(PandaNetwork::start(options).await?)
+    }
+
+    /// Starts a node with an author who types. `run` counts its starts.
+    ///
+    /// # Errors
+    /// As [`node`](Self::node).
+    pub async fn start(&self, host: &SimHost, agent: u8, dir: &Path, run: u32) -> Result<Driver, CliError> {
+        let network = self.node(host, agent, dir).await?;
         let random = ChaCha8Rng::from_seed(self.sim.derive_seed(&format!("typing of {agent}, run {run}")));
         Ok(Driver::new(network, agent, clock(&self.network), random))
     }
