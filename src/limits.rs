@@ -303,6 +303,9 @@ pub const TRAVERSAL_SESSIONS: usize = 2 * MAX_CONNECTIONS;
 /// Relays that a node keeps sessions with. More: further ones are not used.
 pub const RELAYS_PER_NODE: usize = 8;
 
+/// Forwarding flows that a node knows per relay; a relay of ours opens 64. More: the one opened longest ago is forgotten.
+pub const FLOWS_PER_RELAY: usize = 1024;
+
 /// Signals from relays that a node opens per second. More: dropped, and sent again by those who mean it.
 pub const INTRODUCTIONS_PER_SECOND: u32 = 64;
 

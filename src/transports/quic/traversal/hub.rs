@@ -144,6 +144,9 @@ impl Hub {
                 self.drive_turn();
             }
             RelayFrame::NotHere { to } => {
+                if lock(&self.traversal.flows).close_to(relay, &to) {
+                    self.tell_flows();
+                }
                 let meetings = lock(&self.traversal.meetings);
                 for (_, meeting) in meetings.iter().filter(|((peer, _), _)| *peer == to) {
                     let _ = meeting.try_send(Word::NotHere);
@@ -151,9 +154,9 @@ impl Hub {
             }
             RelayFrame::Flow { peer, flow } => self.on_flow(relay, peer, flow),
             RelayFrame::FlowClosed { flow } => {
-                let closed = |path: &Path| path.via == Via::Forward { flow };
-                lock(&self.traversal.flows).values_mut().for_each(|flows| flows.retain(|_, path| !closed(path)));
-                self.traversal.flows_changed.send_modify(|version| *version += 1);
+                if lock(&self.traversal.flows).close(relay, flow) {
+                    self.tell_flows();
+                }
             }
             RelayFrame::Punch { peer, session, after_ms } => {
                 let after = Duration::from_millis(after_ms.into()).min(PUNCH_DELAY_MAX);
@@ -187,9 +190,7 @@ impl Hub {
 
     /// A new session: flows of the one before are the same, or replaced by what the relay answers.
     fn confirm_flows(&self, relay: &RelayAddress) {
-        let flows = lock(&self.traversal.flows);
-        let peers = flows.iter().filter(|(_, flows)| flows.contains_key(relay)).map(|(peer, _)| *peer);
-        for to in peers.take(FLOWS_CONFIRMED) {
+        for to in lock(&self.traversal.flows).peers_at(relay).take(FLOWS_CONFIRMED) {
             self.traversal.say(relay, NodeFrame::Forward { to });
         }
     }
@@ -198,13 +199,12 @@ impl Hub {
         let Some(client) = lock(&self.traversal.relays).get(relay).and_then(|client| client.info()) else { return };
         let Some(remote) = client.datagrams().find(|address| self.traversal.paths.reaches(address)) else { return };
         let path = Path { via: Via::Forward { flow }, remote: canonical(remote) };
-        let mut flows = lock(&self.traversal.flows);
-        if flows.len() >= crate::limits::MAX_KNOWN_PEERS && !flows.contains_key(&peer) {
-            return;
-        }
-        flows.entry(peer).or_default().insert(relay.clone(), path);
+        lock(&self.traversal.flows).open(relay, peer, path);
         lock(&self.traversal.refused_flows).remove(relay);
-        drop(flows);
+        self.tell_flows();
+    }
+
+    fn tell_flows(&self) {
         self.traversal.flows_changed.send_modify(|version| *version += 1);
     }
 

@@ -7,6 +7,7 @@
 //! Everything a stranger can cause is bounded: sessions, signals per second, checks per session and altogether.
 
 mod checker;
+mod flows;
 mod hub;
 mod meeting;
 mod port_mapping;
@@ -43,6 +44,7 @@ use crate::transports::relay_client::{RelayClient, RelayState};
 use crate::transports::tls::TlsIdentity;
 use crate::watch;
 use checker::{CheckInput, InUse, Registered, is_private};
+use flows::Flows;
 pub(super) use meeting::Meeting;
 use port_mapping::PortMapping;
 use turn::Turns;
@@ -88,8 +90,7 @@ pub(super) struct Traversal {
     heard: mpsc::Sender<(RelayAddress, RelayFrame)>,
     sessions: Mutex<BTreeMap<Session, Registered>>,
     meetings: Mutex<BTreeMap<(PeerId, u64), mpsc::Sender<Word>>>,
-    /// Ends of forwarding flows, by peer and relay.
-    flows: Mutex<BTreeMap<PeerId, BTreeMap<RelayAddress, Path>>>,
+    flows: Mutex<Flows>,
     flows_changed: watch::Sender<u64>,
     /// Relays that had no flow for us, and when they last said so.
     refused_flows: Mutex<BTreeMap<RelayAddress, Instant>>,
@@ -264,7 +265,7 @@ impl Traversal {
 
     /// The flows that relays opened between this node and a peer.
     fn flows_to(&self, peer: &PeerId) -> BTreeMap<RelayAddress, Path> {
-        lock(&self.flows).get(peer).cloned().unwrap_or_default()
+        lock(&self.flows).to(peer)
     }
 
     /// Relays that forward nothing for us, as far as is known.
