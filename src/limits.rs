@@ -327,5 +327,5 @@ pub const UNPROVEN_ADDRESSES: usize = 4096;
 /// Largest answer of a router that is asked for a port by HTTP, in bytes. Larger: not believed.
 pub const ROUTER_ANSWER_MAX_BYTES: usize = 64 * 1024;
 
-/// Offers of other nodes that are remembered, so that a relay cannot repeat them. More: the oldest is forgotten.
+/// Offers that were answered and are remembered, so that a relay cannot repeat them. More: the oldest is forgotten.
 pub const OFFERS_REMEMBERED: usize = 4096;

@@ -1,7 +1,7 @@
 //! The one task of a traversal that listens: to the socket's STUN messages, to the relays, to STUN servers' answers, and to
 //! changes of the interfaces.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,12 +11,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::checker::{CheckInput, is_private};
+use super::offers::{Offers, Verdict};
 use super::turn::{Manager, Seen};
 use super::{Traversal, Word, lock, meeting};
 use crate::ids::PeerId;
-use crate::limits::{
-    CONNECT_DEADLINE, INTRODUCTIONS_PER_SECOND, OFFERS_REMEMBERED, PUNCH_DELAY_MAX, SIGNAL_CANDIDATES,
-};
+use crate::limits::{INTRODUCTIONS_PER_SECOND, PUNCH_DELAY_MAX, SIGNAL_CANDIDATES};
 use crate::nat::binding::{BindingMachine, BindingOptions};
 use crate::nat::check;
 use crate::nat::path::{Path, Via};
@@ -43,8 +42,7 @@ struct Hub {
     turn: Manager,
     /// Introductions that are still looked at in this second, and when it began.
     introductions: (Instant, u32),
-    /// Offers that were heard, and when first.
-    offers: BTreeMap<(PeerId, u64), Instant>,
+    offers: Offers,
 }
 
 /// Runs until the traversal is stopped.
@@ -58,8 +56,15 @@ pub(super) async fn run(
     let interfaces = traversal.options.network.interface_addresses();
     let (mut turns, mut external) = (traversal.turns.subscribe(), traversal.port_mapping.external());
     let turn = Manager::default();
-    let mut hub =
-        Hub { traversal, binding, servers: BTreeSet::new(), interfaces, turn, introductions, offers: BTreeMap::new() };
+    let mut hub = Hub {
+        traversal,
+        binding,
+        servers: BTreeSet::new(),
+        interfaces,
+        turn,
+        introductions,
+        offers: Offers::default(),
+    };
     let mut look_at = Instant::now();
     hub.tell_candidates();
     loop {
@@ -218,16 +223,15 @@ impl Hub {
         let Ok(opened) = seal::open(&self.traversal.identity, &from, sealed) else { return };
         let Ok(signal) = Signal::decode(&opened.into()) else { return };
         if let Signal::Offer { session, secret, candidates, proofs } = signal {
-            if self.is_repeated(from, session) {
-                return;
-            }
-            let admitted = self.traversal.doorkeeper.get().is_some_and(|keeper| keeper.admits(&from, session, &proofs));
-            if admitted {
-                let answering =
-                    meeting::answer(self.traversal.clone(), relay.clone(), from, (session, secret), candidates);
-                self.traversal.spawn(answering);
-            } else {
-                self.traversal.signal(relay, from, &Signal::Refused { session });
+            let keeper = self.traversal.doorkeeper.get();
+            let is_admitted = || keeper.is_some_and(|keeper| keeper.admits(&from, session, &proofs));
+            match self.offers.judge((from, session), Instant::now().into_std(), is_admitted) {
+                Verdict::Answer => {
+                    let (traversal, relay) = (self.traversal.clone(), relay.clone());
+                    self.traversal.spawn(meeting::answer(traversal, relay, from, (session, secret), candidates));
+                }
+                Verdict::Refuse => _ = self.traversal.signal(relay, from, &Signal::Refused { session }),
+                Verdict::Ignore => {}
             }
             return;
         }
@@ -240,17 +244,6 @@ impl Hub {
         if let Some(meeting) = lock(&self.traversal.meetings).get(&(from, session)) {
             let _ = meeting.try_send(Word::Signal(signal));
         }
-    }
-
-    /// An offer is said again while its dial lasts; whoever says it later, the relay or somebody behind it, has kept it.
-    fn is_repeated(&mut self, from: PeerId, session: u64) -> bool {
-        let now = Instant::now();
-        let first = *self.offers.entry((from, session)).or_insert(now);
-        if self.offers.len() > OFFERS_REMEMBERED {
-            let oldest = self.offers.iter().min_by_key(|(_, at)| **at).map(|(offer, _)| *offer);
-            oldest.and_then(|offer| self.offers.remove(&offer));
-        }
-        now.duration_since(first) > CONNECT_DEADLINE
     }
 
     fn on_network_change(&mut self) {

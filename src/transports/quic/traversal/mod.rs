@@ -10,6 +10,7 @@ mod checker;
 mod flows;
 mod hub;
 mod meeting;
+mod offers;
 mod port_mapping;
 mod turn;
 mod upkeep;
