@@ -64,8 +64,9 @@ pub(super) struct Checker {
     input: mpsc::Receiver<CheckInput>,
     /// What the peer said about its addresses.
     remote: BTreeMap<SocketAddr, CandidateKind>,
-    /// Called for every path by which the peer's checks come.
+    /// Paths by which the peer's checks came since the session's task took them.
     pub(super) asked: Vec<Path>,
+    /// Whether a check on the selected path was answered since, likewise.
     pub(super) answered: bool,
     /// Relayed paths that are new, for a dial: the relay takes packets, whatever the peer does with them.
     pub(super) relayed: Vec<Path>,
