@@ -90,7 +90,8 @@ impl PathSelection {
     /// With the path that the connection was made on, which works for all that is known.
     pub fn on(now: Instant, path: Path, kind: PathKind, round_trip: Duration) -> Self {
         let mut selection = Self::new();
-        let mut candidate = Candidate::new(now, kind);
+        // The acceptor learns half a round trip later that there is a connection: until then it answers no check.
+        let mut candidate = Candidate::new(now + round_trip, kind);
         candidate.state = State::Answers { round_trip, missed: 0 };
         selection.paths.insert(path, candidate);
         selection.selected = Some(path);
