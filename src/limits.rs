@@ -306,8 +306,11 @@ pub const RELAYS_PER_NODE: usize = 8;
 /// Forwarding flows that a node knows per relay; a relay of ours opens 64. More: the one opened longest ago is forgotten.
 pub const FLOWS_PER_RELAY: usize = 1024;
 
-/// Signals from relays that a node opens per second. More: dropped, and sent again by those who mean it.
+/// Signals that a node opens per second and relay. More: dropped, and sent again by those who mean it.
 pub const INTRODUCTIONS_PER_SECOND: u32 = 64;
+
+/// How many of these from one peer. More: as above.
+pub const INTRODUCTIONS_PER_PEER: u32 = 8;
 
 /// Packets that one node sends per second to addresses that nobody answered from. More: not sent, and counted.
 pub const UNPROVEN_PER_SECOND: u32 = 1000;

@@ -11,11 +11,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::checker::{CheckInput, is_private};
+use super::introductions::Introductions;
 use super::offers::{Offers, Verdict};
 use super::turn::{Manager, Seen};
 use super::{Traversal, Word, lock, meeting};
 use crate::ids::PeerId;
-use crate::limits::{INTRODUCTIONS_PER_SECOND, PUNCH_DELAY_MAX, SIGNAL_CANDIDATES};
+use crate::limits::{PUNCH_DELAY_MAX, SIGNAL_CANDIDATES};
 use crate::nat::binding::{BindingMachine, BindingOptions};
 use crate::nat::check;
 use crate::nat::path::{Path, Via};
@@ -40,8 +41,7 @@ struct Hub {
     servers: BTreeSet<SocketAddr>,
     interfaces: Vec<IpAddr>,
     turn: Manager,
-    /// Introductions that are still looked at in this second, and when it began.
-    introductions: (Instant, u32),
+    introductions: Introductions,
     offers: Offers,
 }
 
@@ -52,19 +52,11 @@ pub(super) async fn run(
     mut heard: mpsc::Receiver<(RelayAddress, RelayFrame)>,
 ) {
     let binding = BindingMachine::new(BindingOptions::new(), traversal.random());
-    let introductions = (Instant::now(), INTRODUCTIONS_PER_SECOND);
+    let (introductions, offers) = (Introductions::default(), Offers::default());
     let interfaces = traversal.options.network.interface_addresses();
     let (mut turns, mut external) = (traversal.turns.subscribe(), traversal.port_mapping.external());
     let turn = Manager::default();
-    let mut hub = Hub {
-        traversal,
-        binding,
-        servers: BTreeSet::new(),
-        interfaces,
-        turn,
-        introductions,
-        offers: Offers::default(),
-    };
+    let mut hub = Hub { traversal, binding, servers: BTreeSet::new(), interfaces, turn, introductions, offers };
     let mut look_at = Instant::now();
     hub.tell_candidates();
     loop {
@@ -215,11 +207,9 @@ impl Hub {
 
     /// A sealed signal: for a meeting under way, or an offer to meet.
     fn on_signal(&mut self, relay: &RelayAddress, from: PeerId, sealed: &[u8]) {
-        if self.introductions.0.elapsed() >= Duration::from_secs(1) {
-            self.introductions = (Instant::now(), INTRODUCTIONS_PER_SECOND);
+        if !self.introductions.take(relay, from, Instant::now().into_std()) {
+            return;
         }
-        let Some(left) = self.introductions.1.checked_sub(1) else { return };
-        self.introductions.1 = left;
         let Ok(opened) = seal::open(&self.traversal.identity, &from, sealed) else { return };
         let Ok(signal) = Signal::decode(&opened.into()) else { return };
         if let Signal::Offer { session, secret, candidates, proofs } = signal {

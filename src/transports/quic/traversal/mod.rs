@@ -9,6 +9,7 @@
 mod checker;
 mod flows;
 mod hub;
+mod introductions;
 mod meeting;
 mod offers;
 mod port_mapping;
