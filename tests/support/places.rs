@@ -9,35 +9,10 @@ use panda_network::clock::Clock;
 use panda_network::identity::Identity;
 use panda_network::relay::{Relay, RelayOptions};
 use panda_network::rendezvous::address::HostPort;
-use panda_network::sim::{FirewallOptions, LinkOptions, NatOptions, Sim, SimHost, SimNetwork};
+pub use panda_network::sim::Place;
+use panda_network::sim::{LinkOptions, Sim, SimHost, SimNetwork};
 use panda_network::{Document, DocumentEvent, Durability, PandaNetwork, PandaNetworkOptions, StartFrom};
 use tempfile::TempDir;
-
-/// What is between a node and the internet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    Public,
-    FullCone,
-    AddressRestricted,
-    PortRestricted,
-    Symmetric,
-    SymmetricPreserving,
-    CarrierGrade,
-    UdpBlocked,
-}
-
-impl Place {
-    pub const ALL: [Self; 8] = [
-        Self::Public,
-        Self::FullCone,
-        Self::AddressRestricted,
-        Self::PortRestricted,
-        Self::Symmetric,
-        Self::SymmetricPreserving,
-        Self::CarrierGrade,
-        Self::UdpBlocked,
-    ];
-}
 
 /// The internet with relays.
 pub struct World {
@@ -73,25 +48,7 @@ impl World {
 
     /// A host at a place of its own.
     pub fn host(&self, place: Place) -> SimHost {
-        let site = self.sites.fetch_add(1, Ordering::Relaxed) + 1;
-        let (public, home) = (ip([198, 51, 100, site]), ip([192, 168, 1, 2]));
-        let nat = |options: NatOptions| self.network.nat(public, options).unwrap().host(home);
-        match place {
-            Place::Public => self.network.host(public),
-            Place::FullCone => nat(NatOptions::full_cone()),
-            Place::AddressRestricted => nat(NatOptions::address_restricted()),
-            Place::PortRestricted => nat(NatOptions::port_restricted()),
-            Place::Symmetric => nat(NatOptions::symmetric()),
-            Place::SymmetricPreserving => nat(NatOptions::symmetric_preserving_ports()),
-            Place::CarrierGrade => {
-                let carrier = self.network.nat(public, NatOptions::carrier_grade()).unwrap();
-                carrier.nat(ip([100, 64, 0, site]), NatOptions::port_restricted()).unwrap().host(home)
-            }
-            Place::UdpBlocked => {
-                let office = self.network.firewall(FirewallOptions::tcp_443_only());
-                office.nat(public, NatOptions::port_restricted()).unwrap().host(home)
-            }
-        }
+        place.host(&self.network, self.sites.fetch_add(1, Ordering::Relaxed) + 1).unwrap()
     }
 
     /// A node at a place of its own that knows the relay.

@@ -9,12 +9,11 @@ use panda_network::clock::Clock;
 use panda_network::identity::Identity;
 use panda_network::relay::{Relay, RelayOptions};
 use panda_network::rendezvous::address::HostPort;
-use panda_network::sim::{FirewallOptions, LinkOptions, NatOptions, Sim, SimError, SimHost, SimNetwork};
+use panda_network::sim::{LinkOptions, Place, Sim, SimHost, SimNetwork};
 use panda_network::{Durability, PandaNetwork, PandaNetworkOptions};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::nat_pair::NatKind;
 use crate::child::driver::Driver;
 use crate::error::CliError;
 
@@ -62,27 +61,8 @@ impl World {
     ///
     /// # Errors
     /// When the number is taken.
-    pub fn host(&self, kind: NatKind, site: u8) -> Result<SimHost, CliError> {
-        let (public, home) = (IpAddr::from([198, 51, 100, site]), IpAddr::from([192, 168, 1, 2]));
-        let nat = |options| Ok::<_, SimError>(self.network.nat(public, options)?.host(home));
-        let host = match kind {
-            NatKind::Public => Ok(self.network.host(public)),
-            NatKind::FullCone => nat(NatOptions::full_cone()),
-            NatKind::AddressRestricted => nat(NatOptions::address_restricted()),
-            NatKind::PortRestricted => nat(NatOptions::port_restricted()),
-            NatKind::Symmetric => nat(NatOptions::symmetric()),
-            NatKind::SymmetricPreserving => nat(NatOptions::symmetric_preserving_ports()),
-            NatKind::CarrierGrade => self
-                .network
-                .nat(public, NatOptions::carrier_grade())
-                .and_then(|carrier| carrier.nat([100, 64, 0, site].into(), NatOptions::port_restricted()))
-                .map(|box_at_home| box_at_home.host(home)),
-            NatKind::UdpBlocked => {
-                let office = self.network.firewall(FirewallOptions::tcp_443_only());
-                office.nat(public, NatOptions::port_restricted()).map(|nat| nat.host(home))
-            }
-        };
-        host.map_err(|error| CliError::Environment(error.to_string()))
+    pub fn host(&self, place: Place, site: u8) -> Result<SimHost, CliError> {
+        place.host(&self.network, site).map_err(|error| CliError::Environment(error.to_string()))
     }
 
     /// Starts a node that knows the relay; after a crash with the same directory. `run` counts its starts.
