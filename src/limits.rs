@@ -169,7 +169,8 @@ pub const STREAMS_WAITING: usize = STREAMS_PER_CONNECTION as usize;
 /// How long a peer may leave a new stream without the byte that says what it is, or a request without its end.
 pub const STREAM_TYPE_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Paths to one peer that are checked. More: further candidates are ignored, unless they are relayed and room can be made.
+/// Paths to one peer that are checked. More: further candidates are ignored, unless one that is asked no more makes room, or
+/// they are relayed and one that never answered does.
 pub const PATHS_PER_PEER: usize = 40;
 
 /// Checks in one round on a path that does not answer.
