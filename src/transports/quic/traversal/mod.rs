@@ -2,7 +2,8 @@
 //!
 //! One [`Traversal`] per transport. `hub` is its task: it hands out what the socket and the relays bring, asks STUN servers how
 //! they see the socket, and knows the candidates of this node. `meeting` introduces two nodes through a relay so that a dial
-//! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`.
+//! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`. `flows`, `offers`
+//! and `introductions` are what the hub remembers of relays and of who speaks through them: one takes nothing from another.
 //!
 //! Everything a stranger can cause is bounded: sessions, signals per second, checks per session and altogether.
 
