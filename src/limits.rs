@@ -169,7 +169,8 @@ pub const STREAMS_WAITING: usize = STREAMS_PER_CONNECTION as usize;
 /// How long a peer may leave a new stream without the byte that says what it is, or a request without its end.
 pub const STREAM_TYPE_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Paths to one peer that are checked. More: further candidates are ignored, unless they are relayed and room can be made.
+/// Paths to one peer that are checked. More: further candidates are ignored, unless one that is asked no more makes room, or
+/// they are relayed and one that never answered does.
 pub const PATHS_PER_PEER: usize = 40;
 
 /// Checks in one round on a path that does not answer.
@@ -303,8 +304,14 @@ pub const TRAVERSAL_SESSIONS: usize = 2 * MAX_CONNECTIONS;
 /// Relays that a node keeps sessions with. More: further ones are not used.
 pub const RELAYS_PER_NODE: usize = 8;
 
-/// Signals from relays that a node opens per second. More: dropped, and sent again by those who mean it.
+/// Forwarding flows that a node knows per relay; a relay of ours opens 64. More: the one opened longest ago is forgotten.
+pub const FLOWS_PER_RELAY: usize = 1024;
+
+/// Signals that a node opens per second and relay. More: dropped, and sent again by those who mean it.
 pub const INTRODUCTIONS_PER_SECOND: u32 = 64;
+
+/// How many of these from one peer. More: as above.
+pub const INTRODUCTIONS_PER_PEER: u32 = 8;
 
 /// Packets that one node sends per second to addresses that nobody answered from. More: not sent, and counted.
 pub const UNPROVEN_PER_SECOND: u32 = 1000;
@@ -324,5 +331,5 @@ pub const UNPROVEN_ADDRESSES: usize = 4096;
 /// Largest answer of a router that is asked for a port by HTTP, in bytes. Larger: not believed.
 pub const ROUTER_ANSWER_MAX_BYTES: usize = 64 * 1024;
 
-/// Offers of other nodes that are remembered, so that a relay cannot repeat them. More: the oldest is forgotten.
+/// Offers that were answered and are remembered, so that a relay cannot repeat them. More: the oldest is forgotten.
 pub const OFFERS_REMEMBERED: usize = 4096;

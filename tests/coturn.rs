@@ -3,19 +3,23 @@
 //! Needs Debian's package `coturn` (`apt-get install coturn`): without `turnserver` these tests are reported as ignored. Each starts a server of
 //! its own on free ports and ends it. The drivers here are the thinnest that there can be: one blocking socket per machine.
 
+#[path = "support/trials.rs"]
+mod trials;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::Arguments;
 use panda_network::nat::allocation::{Allocation, TurnEvent, TurnFailure, TurnInput, TurnOptions, TurnTransport};
 use panda_network::nat::binding::{BindingEvent, BindingMachine, BindingOptions};
 use panda_network::nat::credentials::TurnCredentials;
 use panda_network::nat::framing::TurnFramer;
 use panda_network::nat::nat_type::{FilteringBehaviour, Mapping, NatTypeMachine, NatTypeOptions, Probe};
 use panda_network::nat::stun::{ErrorCode, Scanned};
+use trials::{run, trial};
 
 /// The server's program.
 const SERVER: Option<&str> = Some("turnserver");
@@ -50,25 +54,6 @@ fn main() {
         }),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-/// A test; `needs` is a program without which it is reported as ignored, or fails with `PANDA_NETNS=require`.
-fn trial(name: &str, needs: Option<&'static str>, test: impl FnOnce() + Send + 'static) -> Trial {
-    Trial::ignorable_test(name, move || {
-        let missing = needs.filter(|program| Command::new(program).arg("-h").output().is_err());
-        if let Some(program) = missing {
-            let reason = format!("{program} is not installed: apt-get install coturn");
-            let required = std::env::var("PANDA_NETNS").is_ok_and(|value| value == "require");
-            return if required { Err(Failed::from(reason)) } else { Ok(Completion::ignored_with(reason)) };
-        }
-        test();
-        Ok(Completion::Completed)
-    })
-}
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(test);
 }
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;

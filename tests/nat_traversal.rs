@@ -10,11 +10,12 @@ mod places;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use panda_network::PeerAddress;
 use panda_network::identity::Identity;
 use panda_network::limits::{UNPROVEN_PER_ADDRESS, UNPROVEN_PER_ADDRESS_WHILE};
-use panda_network::sim::{self, LinkOptions, Sim};
+use panda_network::sim::{self, LinkOptions, Protocol, Sim, TraceEvent};
 use panda_network::transport::{PathKind, TransportKind};
+use panda_network::transports::quic::QuicTransportOptions;
+use panda_network::{PandaNetworkOptions, PeerAddress};
 use places::{Place, World};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -173,6 +174,51 @@ fn a_node_that_hides_its_addresses_sends_to_relays_only() {
         let elsewhere: Vec<_> = sent.filter(|event| event.to.ip() != relay && event.to.ip() != hidden).collect();
         assert!(elsewhere.is_empty(), "{elsewhere:?}");
         assert!(alice.network.connections()[0].0.remote_address.is_some_and(|address| address.ip() == relay));
+    });
+}
+
+#[test]
+fn a_new_connection_is_not_in_doubt_and_sends_nothing_twice() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, Duration::from_millis(50));
+        let nodes = [world.node(Place::Public, "alice").await, world.node(Place::Public, "bob").await];
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let document = nodes[0].network.create().await.unwrap();
+        document.publish("hello").await.unwrap();
+        let there = nodes[1].network.open(document.ticket().await.unwrap()).await.unwrap();
+        assert_eq!(places::payloads(&there, 1).await, ["hello"]);
+        for number in 1..50 {
+            document.publish(format!("{number}")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(places::payloads(&there, 50).await.len(), 50);
+        for node in &nodes {
+            assert_eq!(node.network.socket_stats().repeated, 0);
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_refuses_through_a_relay_is_dialled_again_no_faster_than_backoff_says() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, Duration::from_millis(5));
+        let full =
+            |options: PandaNetworkOptions| options.with_quic(QuicTransportOptions::new().with_max_connections(0));
+        let alice = world.node_with(world.host(Place::Symmetric), "alice", full).await;
+        let bob = world.hidden_node(Place::Symmetric, "bob").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let document = alice.network.create().await.unwrap();
+        let started = world.network.now();
+        let _there = bob.network.open(document.ticket().await.unwrap()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let relay = world.relays[0].0.ip();
+        let to_relay = |event: &&TraceEvent| event.sent >= started && event.to.ip() == relay && event.size >= 1200;
+        let dials =
+            world.network.trace().iter().filter(to_relay).filter(|event| event.protocol == Protocol::Udp).count();
+        println!("{dials} first packets in ten seconds");
+        // After 0, 0.5, 1.5, 3.5 and 7.5 seconds, give or take the jitter; each may be sent a second time.
+        assert!((3..=14).contains(&dials), "{dials} first packets in ten seconds");
+        assert!(bob.network.connections().is_empty());
     });
 }
 

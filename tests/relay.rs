@@ -8,6 +8,8 @@
 
 #[path = "relay/node.rs"]
 mod node;
+#[path = "support/trials.rs"]
+mod trials;
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -15,7 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::Arguments;
 use node::{FlowEnd, Node, soon};
 use panda_network::identity::Identity;
 use panda_network::net::HostNetwork;
@@ -26,6 +28,7 @@ use panda_network::rendezvous::signal::Signal;
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame, TurnTransport};
 use panda_network::transports::host::OsNetwork;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use trials::{run, trial};
 
 fn main() {
     let trials = vec![
@@ -75,25 +78,6 @@ fn main() {
         }),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-/// A test; `needs` is a program without which it is reported as ignored, or fails with `PANDA_NETNS=require`.
-fn trial(name: &str, needs: Option<&'static str>, test: impl FnOnce() + Send + 'static) -> Trial {
-    Trial::ignorable_test(name, move || {
-        let missing = needs.filter(|program| Command::new(program).arg("-h").output().is_err());
-        if let Some(program) = missing {
-            let reason = format!("{program} is not installed: apt-get install coturn");
-            let required = std::env::var("PANDA_NETNS").is_ok_and(|value| value == "require");
-            return if required { Err(Failed::from(reason)) } else { Ok(Completion::ignored_with(reason)) };
-        }
-        test();
-        Ok(Completion::Completed)
-    })
-}
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(test);
 }
 
 /// `panda relay` on free ports of loopback.

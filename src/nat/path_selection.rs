@@ -90,7 +90,8 @@ impl PathSelection {
     /// With the path that the connection was made on, which works for all that is known.
     pub fn on(now: Instant, path: Path, kind: PathKind, round_trip: Duration) -> Self {
         let mut selection = Self::new();
-        let mut candidate = Candidate::new(now, kind);
+        // The acceptor learns half a round trip later that there is a connection: until then it answers no check.
+        let mut candidate = Candidate::new(now + round_trip, kind);
         candidate.state = State::Answers { round_trip, missed: 0 };
         selection.paths.insert(path, candidate);
         selection.selected = Some(path);
@@ -122,22 +123,30 @@ impl PathSelection {
         })
     }
 
-    /// A path that may work, to be checked from `at` on. False when there are as many as may be: paths that never answered
-    /// make room for relayed ones, which do.
+    /// A path that may work, to be checked from `at` on. False when there are as many as may be: paths that are asked no more
+    /// make room for others, and those that never answered for relayed ones, which do.
     pub fn add(&mut self, at: Instant, path: Path, kind: PathKind) -> bool {
         if let Some(known) = self.paths.get_mut(&path) {
             known.kind = kind;
             return true;
         }
         if self.paths.len() >= PATHS_PER_PEER {
-            let replaceable = |(_, candidate): &(&Path, &Candidate)| {
-                matches!(candidate.state, State::Unanswered { .. }) && tier(candidate.kind) < tier(kind)
-            };
-            let Some(replaced) = self.paths.iter().find(replaceable).map(|(path, _)| *path) else { return false };
+            let Some(replaced) = self.replaceable(kind) else { return false };
             self.paths.remove(&replaced);
         }
         self.paths.insert(path, Candidate::new(at, kind));
         true
+    }
+
+    fn replaceable(&self, kind: PathKind) -> Option<Path> {
+        let unanswered = |(path, candidate): &(&Path, &Candidate)| {
+            matches!(candidate.state, State::Unanswered { .. }) && self.selected != Some(**path)
+        };
+        let given_up = |(_, candidate): &(&Path, &Candidate)| !candidate.waiting && candidate.next_check.is_none();
+        let worse = |(_, candidate): &(&Path, &Candidate)| tier(candidate.kind) < tier(kind);
+        let mut candidates = self.paths.iter().filter(unanswered);
+        let given_up = candidates.clone().find(given_up);
+        given_up.or_else(|| candidates.find(worse)).map(|(path, _)| *path)
     }
 
     /// A path that is no more: its flow or allocation ended.

@@ -17,6 +17,8 @@ pub struct Rate {
 
 /// Nanoseconds of a second: the bucket reckons in units × ns, so that no fraction is lost.
 const SECOND_NS: u128 = 1_000_000_000;
+/// Time between two searches for buckets that can be forgotten.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A bucket that fills at a [`Rate`]; it starts full.
 #[derive(Debug)]
@@ -57,25 +59,34 @@ impl Bucket {
 pub(super) struct AddressBuckets {
     rate: Rate,
     buckets: HashMap<IpAddr, Bucket>,
+    /// When it was last looked for buckets to forget.
+    swept: Option<Instant>,
 }
 
 impl AddressBuckets {
     pub(super) fn new(rate: Rate) -> Self {
-        Self { rate, buckets: HashMap::new() }
+        Self { rate, buckets: HashMap::new(), swept: None }
     }
 
     /// Takes one unit from the bucket of an address. When all buckets are in use, who has none gets nothing.
     pub(super) fn take(&mut self, ip: IpAddr, now: Instant) -> bool {
         let network = network_of(ip);
         if self.buckets.len() >= STUN_ADDRESSES && !self.buckets.contains_key(&network) {
-            // Full buckets remember nothing.
-            self.buckets.retain(|_, bucket| !bucket.is_full(now));
+            self.sweep(now);
             if self.buckets.len() >= STUN_ADDRESSES {
                 return false;
             }
         }
         let rate = self.rate;
         self.buckets.entry(network).or_insert_with(|| Bucket::new(rate, now)).take(1, now)
+    }
+
+    /// Forgets full buckets, which remember nothing. Not for every packet: forged sources cost nothing, and looking does.
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_INTERVAL) {
+            self.swept = Some(now);
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
+        }
     }
 }
 
@@ -119,6 +130,19 @@ mod tests {
         assert!((0..STUN_ADDRESSES).all(|n| buckets.take(ip(n), start)));
         assert!(!buckets.take(ip(0), start) && !buckets.take(ip(STUN_ADDRESSES), start));
         assert!(buckets.take(ip(STUN_ADDRESSES), start + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_table_that_strangers_filled_is_not_searched_for_each_of_them() {
+        let start = Instant::now();
+        let mut buckets = AddressBuckets::new(Rate { per_second: 10, burst: 1 });
+        let ip = |n: usize| IpAddr::from(u32::try_from(n).unwrap().to_be_bytes());
+        assert!((0..STUN_ADDRESSES).all(|n| buckets.take(ip(n), start)));
+        let takes_a_new_one =
+            |buckets: &mut AddressBuckets, ms| buckets.take(ip(STUN_ADDRESSES), start + Duration::from_millis(ms));
+        assert!(!takes_a_new_one(&mut buckets, 0));
+        assert!(!takes_a_new_one(&mut buckets, 500), "the buckets are full again, but nobody looks");
+        assert!(takes_a_new_one(&mut buckets, 1000));
     }
 
     #[test]

@@ -9,35 +9,10 @@ use panda_network::clock::Clock;
 use panda_network::identity::Identity;
 use panda_network::relay::{Relay, RelayOptions};
 use panda_network::rendezvous::address::HostPort;
-use panda_network::sim::{FirewallOptions, LinkOptions, NatOptions, Sim, SimHost, SimNetwork};
+pub use panda_network::sim::Place;
+use panda_network::sim::{LinkOptions, Sim, SimHost, SimNetwork};
 use panda_network::{Document, DocumentEvent, Durability, PandaNetwork, PandaNetworkOptions, StartFrom};
 use tempfile::TempDir;
-
-/// What is between a node and the internet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    Public,
-    FullCone,
-    AddressRestricted,
-    PortRestricted,
-    Symmetric,
-    SymmetricPreserving,
-    CarrierGrade,
-    UdpBlocked,
-}
-
-impl Place {
-    pub const ALL: [Self; 8] = [
-        Self::Public,
-        Self::FullCone,
-        Self::AddressRestricted,
-        Self::PortRestricted,
-        Self::Symmetric,
-        Self::SymmetricPreserving,
-        Self::CarrierGrade,
-        Self::UdpBlocked,
-    ];
-}
 
 /// The internet with relays.
 pub struct World {
@@ -73,25 +48,7 @@ impl World {
 
     /// A host at a place of its own.
     pub fn host(&self, place: Place) -> SimHost {
-        let site = self.sites.fetch_add(1, Ordering::Relaxed) + 1;
-        let (public, home) = (ip([198, 51, 100, site]), ip([192, 168, 1, 2]));
-        let nat = |options: NatOptions| self.network.nat(public, options).unwrap().host(home);
-        match place {
-            Place::Public => self.network.host(public),
-            Place::FullCone => nat(NatOptions::full_cone()),
-            Place::AddressRestricted => nat(NatOptions::address_restricted()),
-            Place::PortRestricted => nat(NatOptions::port_restricted()),
-            Place::Symmetric => nat(NatOptions::symmetric()),
-            Place::SymmetricPreserving => nat(NatOptions::symmetric_preserving_ports()),
-            Place::CarrierGrade => {
-                let carrier = self.network.nat(public, NatOptions::carrier_grade()).unwrap();
-                carrier.nat(ip([100, 64, 0, site]), NatOptions::port_restricted()).unwrap().host(home)
-            }
-            Place::UdpBlocked => {
-                let office = self.network.firewall(FirewallOptions::tcp_443_only());
-                office.nat(public, NatOptions::port_restricted()).unwrap().host(home)
-            }
-        }
+        place.host(&self.network, self.sites.fetch_add(1, Ordering::Relaxed) + 1).unwrap()
     }
 
     /// A node at a place of its own that knows the relay.
@@ -101,22 +58,27 @@ impl World {
 
     /// A node that tells nobody its addresses.
     pub async fn hidden_node(&self, place: Place, name: &str) -> Node {
-        self.start(self.host(place), name, true).await
+        self.node_with(self.host(place), name, |options| options.with_relay_only(true)).await
     }
 
     /// A node on this host.
     pub async fn node_on(&self, host: SimHost, name: &str) -> Node {
-        self.start(host, name, false).await
+        self.node_with(host, name, |options| options).await
     }
 
-    async fn start(&self, host: SimHost, name: &str, hidden: bool) -> Node {
+    /// A node on this host with other options than usual.
+    pub async fn node_with(
+        &self,
+        host: SimHost,
+        name: &str,
+        change: impl FnOnce(PandaNetworkOptions) -> PandaNetworkOptions,
+    ) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let options = PandaNetworkOptions::new(directory.path())
             .with_durability(Durability::Process)
-            .with_relay_only(hidden)
             .with_relays(self.relays.iter().map(|(_, relay)| relay.address().to_string()))
             .with_simulation(&host, 4000, self.sim.derive_seed(name));
-        let network = PandaNetwork::start(options).await.unwrap();
+        let network = PandaNetwork::start(change(options)).await.unwrap();
         Node { network, host, _directory: directory }
     }
 }

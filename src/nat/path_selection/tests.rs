@@ -259,6 +259,24 @@ fn a_path_that_is_gone_is_replaced_at_once_and_a_full_list_makes_room_for_relays
 }
 
 #[test]
+fn paths_that_are_asked_no_more_make_room_for_new_ones_but_not_the_one_in_use() {
+    let mut world = World::new(|now| PathSelection::on(now, forward(), PathKind::Forwarded, 10 * MILLISECOND));
+    for host in 1..=100 {
+        world.selection.add(world.now, direct(host), PathKind::Punched);
+    }
+    assert!(!world.selection.add(world.now, direct(101), PathKind::Punched));
+    world.run(Duration::from_secs(1200));
+    assert_eq!(world.selection.poll_timeout(), None, "nobody is asked any more");
+    world.works(direct(101), 10);
+    let added = (101..=200).filter(|host| world.selection.add(world.now, direct(*host), PathKind::Punched)).count();
+    assert_eq!(added, PATHS_PER_PEER - 1);
+    assert_eq!(world.selected(), forward());
+    assert_eq!(world.selection.paths().count(), PATHS_PER_PEER);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.selected(), direct(101));
+}
+
+#[test]
 fn a_timed_punch_asks_what_never_answered_at_its_moment_and_leaves_the_rest_alone() {
     let mut world = World::new(|now| PathSelection::on(now, forward(), PathKind::Forwarded, 10 * MILLISECOND));
     world.works(forward(), 10);

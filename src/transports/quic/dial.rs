@@ -56,7 +56,7 @@ pub(super) async fn connect(
     let established = tokio::select! {
         biased;
         established = race.run() => established?,
-        () = meet => return Err(TransportError::NoAddress(TransportKind::Quic)),
+        never = meet => match never {},
     };
     transport.counters.dialled.add();
     Ok(QuicConnection::start(transport, established))

@@ -34,6 +34,8 @@ pub struct SocketStats {
     pub dropped: u64,
     /// Packets that were not sent because too many went unanswered.
     pub withheld: u64,
+    /// Datagrams that were sent once more on another path, or after a doubt, since nobody may have heard them.
+    pub repeated: u64,
 }
 
 /// The socket that quinn gets.
@@ -62,11 +64,7 @@ impl AsyncUdpSocket for PathSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let sent =
-            self.paths.resolve(transmit).into_iter().map(|path| self.paths.send_by(&*self.inner, path, transmit));
-        let sent: Vec<_> = sent.collect();
-        // Blocked for some is loss for them; blocked for all is worth waiting for.
-        if sent.iter().any(Result::is_ok) { Ok(()) } else { sent.into_iter().next().unwrap_or(Ok(())) }
+        self.paths.transmit(&*self.inner, transmit)
     }
 
     fn poll_recv(

@@ -72,6 +72,7 @@ pub(super) struct Paths {
     injected: Mutex<Injected>,
     unproven: Mutex<Unproven>,
     withheld: AtomicU64,
+    repeated: AtomicU64,
     send_errors: AtomicU64,
     pub(super) receive_errors: AtomicU64,
     dropped: AtomicU64,
@@ -99,6 +100,7 @@ impl Paths {
             injected: Mutex::default(),
             unproven: Mutex::new(Unproven::new(Instant::now().into_std())),
             withheld: AtomicU64::new(0),
+            repeated: AtomicU64::new(0),
             send_errors: AtomicU64::new(0),
             receive_errors: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -175,6 +177,7 @@ impl Paths {
             return;
         };
         for datagram in unheard {
+            self.repeated.fetch_add(1, Ordering::Relaxed);
             self.send(path, &datagram);
         }
     }
@@ -241,29 +244,42 @@ impl Paths {
             receive_errors: self.receive_errors.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
             withheld: self.withheld.load(Ordering::Relaxed),
+            repeated: self.repeated.load(Ordering::Relaxed),
         }
     }
 
-    /// Where to send a transmit of quinn's. Nowhere: the farewell of a dial that was given up, or of a connection whose route
-    /// was needed elsewhere.
-    pub(super) fn resolve(&self, transmit: &Transmit<'_>) -> Vec<Path> {
+    /// Sends a transmit of quinn's by the path of its route, or by all candidates of a dial. Nowhere: the farewell of a dial that
+    /// was given up, or of a connection whose route was needed elsewhere.
+    ///
+    /// # Errors
+    /// As [`send_by`](Self::send_by). Blocked for some candidates is loss for them; blocked for all is worth waiting for.
+    pub(super) fn transmit(&self, socket: &dyn AsyncUdpSocket, transmit: &Transmit<'_>) -> std::io::Result<()> {
         let mut routes = self.routes();
         let last = segments(transmit).next_back().unwrap_or_default();
         routes.on_send(&transmit.destination, last, || Instant::now().into_std());
-        match routes.route(&transmit.destination) {
+        let candidates = match routes.route(&transmit.destination) {
             None => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
-                Vec::new()
+                return Ok(());
             }
-            Some(Route::Settled(path)) => vec![*path],
-            Some(Route::Probing { candidates, .. }) => {
-                let mut candidates = candidates.clone();
-                routes.on_probe(&transmit.destination, transmit.contents);
+            // What every datagram of a connection comes to: nothing is allocated.
+            Some(Route::Settled(path)) => {
+                let path = *path;
                 drop(routes);
-                candidates.retain(|path| self.may_send(path));
-                candidates
+                return self.send_by(socket, path, transmit);
+            }
+            Some(Route::Probing { candidates, .. }) => candidates.clone(),
+        };
+        routes.on_probe(&transmit.destination, transmit.contents);
+        drop(routes);
+        let (mut any_sent, mut blocked) = (false, Ok(()));
+        for path in candidates.into_iter().filter(|path| self.may_send(path)) {
+            match self.send_by(socket, path, transmit) {
+                Ok(()) => any_sent = true,
+                error => blocked = error,
             }
         }
+        if any_sent { Ok(()) } else { blocked }
     }
 
     /// Whether one more packet may go by a path that nobody answered on yet. Relays may always be asked.

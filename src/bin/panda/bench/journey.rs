@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;
 
-use crate::demo::nat_pair::NatKind;
+use panda_network::sim::Place;
 
 /// Places that a journey may have: more would take minutes and say nothing new.
 const MAX_PLACES: usize = 16;
@@ -12,16 +12,17 @@ const MAX_PLACES: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Journey {
     /// What Alice is behind.
-    pub alice: NatKind,
+    pub alice: Place,
     /// What Bob is behind, one after the other; at least one.
-    pub bob: Vec<NatKind>,
+    pub bob: Vec<Place>,
 }
 
 impl FromStr for Journey {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let places = text.split(',').map(NatKind::from_str).collect::<Result<Vec<_>, _>>()?;
+        let places = text.split(',').map(|place| place.trim().parse::<Place>()).collect::<Result<Vec<_>, _>>();
+        let places = places.map_err(|unknown| unknown.to_string())?;
         match places.split_first() {
             Some((alice, bob)) if !bob.is_empty() && places.len() <= MAX_PLACES => {
                 Ok(Self { alice: *alice, bob: bob.to_vec() })

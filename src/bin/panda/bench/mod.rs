@@ -1,6 +1,7 @@
 //! `panda bench`: what this machine gives, beside raw QUIC and a raw disk measured in the same run.
 
 mod baseline;
+#[cfg(feature = "sim")]
 mod journey;
 #[cfg(feature = "sim")]
 mod nat;
@@ -16,6 +17,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use panda_network::relay::Rate;
 
+#[cfg(feature = "sim")]
 use self::journey::Journey;
 use self::report::{BenchReport, Round};
 use self::scenario::Sizes;
@@ -24,6 +26,10 @@ use crate::demo::{print, progress_bar, supervised};
 use crate::error::CliError;
 use crate::figures::Latency;
 use crate::options::DurabilityArg;
+
+/// Without simulations it is not read.
+#[cfg(not(feature = "sim"))]
+type Journey = String;
 
 /// Measure two nodes on this machine beside raw QUIC and a raw disk
 #[derive(Debug, Args)]

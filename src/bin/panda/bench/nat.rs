@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use panda_network::relay::RelayLimits;
-use panda_network::sim::{self, LinkOptions, Sim, SimHost};
+use panda_network::sim::{self, LinkOptions, Place, Sim, SimHost};
 use panda_network::{Document, DocumentEvent, PandaNetwork, StartFrom};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -17,7 +17,6 @@ use tokio::time::{Instant, sleep};
 use super::PLENTY;
 use super::journey::Journey;
 use super::nat_report::{JourneyFigures, NatBenchReport, Stay};
-use crate::demo::nat_pair::NatKind;
 use crate::demo::nat_world::{LATENCY, World};
 use crate::demo::{node_dir, print};
 use crate::error::CliError;
@@ -46,8 +45,8 @@ const FIRST: Duration = Duration::from_secs(2);
 /// When a node fails, or nothing flows any more after a move.
 pub async fn run(journey: Journey, json: bool) -> Result<(), CliError> {
     let journeys = [
-        ("direct", true, Journey { alice: NatKind::Public, bob: vec![NatKind::Public] }),
-        ("TURN over UDP", false, Journey { alice: NatKind::Symmetric, bob: vec![NatKind::PortRestricted] }),
+        ("direct", true, Journey { alice: Place::Public, bob: vec![Place::Public] }),
+        ("TURN over UDP", false, Journey { alice: Place::Symmetric, bob: vec![Place::PortRestricted] }),
         ("the journey", true, journey),
     ];
     let mut figures = Vec::new();
@@ -119,7 +118,7 @@ struct Bob {
 impl Bob {
     /// Looks at what arrives at one place. What was on its way when Bob moved may still do, so what counts is the longest
     /// silence.
-    async fn stay(&self, place: NatKind, moved: Instant, alice: &PandaNetwork) -> Result<Stay, CliError> {
+    async fn stay(&self, place: Place, moved: Instant, alice: &PandaNetwork) -> Result<Stay, CliError> {
         sleep(STAY).await;
         let path = |network: &PandaNetwork| network.connections().first().map(|(connection, _)| connection.path);
         let text = |network| path(network).map_or_else(|| "none".into(), |path| path.to_string());

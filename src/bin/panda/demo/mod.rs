@@ -1,6 +1,7 @@
 //! `panda demo`: shows on this machine that the promises hold, and measures it.
 
-pub mod nat_pair;
+#[cfg(feature = "sim")]
+mod nat_pair;
 #[cfg(feature = "sim")]
 mod nat_report;
 #[cfg(feature = "sim")]
@@ -18,10 +19,15 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
+#[cfg(feature = "sim")]
 use self::nat_pair::NatPair;
 use crate::child::process::Nodes;
 use crate::error::CliError;
 use crate::options::{DurabilityArg, stop_requested};
+
+/// Without simulations it is not read.
+#[cfg(not(feature = "sim"))]
+type NatPair = String;
 
 /// Two nodes edit one document; one goes offline, one is killed; nothing may be lost
 #[derive(Debug, Args)]

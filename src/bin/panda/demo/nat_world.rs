@@ -9,12 +9,11 @@ use panda_network::clock::Clock;
 use panda_network::identity::Identity;
 use panda_network::relay::{Relay, RelayLimits, RelayOptions};
 use panda_network::rendezvous::address::HostPort;
-use panda_network::sim::{FirewallOptions, LinkOptions, NatOptions, Sim, SimError, SimHost, SimNetwork, SimSite};
+use panda_network::sim::{LinkOptions, Place, Sim, SimHost, SimNetwork, SimSite};
 use panda_network::{Durability, PandaNetwork, PandaNetworkOptions};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::nat_pair::NatKind;
 use crate::child::driver::Driver;
 use crate::error::CliError;
 
@@ -62,35 +61,16 @@ impl World {
     ///
     /// # Errors
     /// When the number is taken.
-    pub fn place(&self, kind: NatKind, number: u8) -> Result<(SimSite, IpAddr), CliError> {
-        let (public, home) = (IpAddr::from([198, 51, 100, number]), IpAddr::from([192, 168, 1, 2]));
-        let nat = |options| Ok::<_, SimError>((self.network.nat(public, options)?.inside().clone(), home));
-        let place = match kind {
-            NatKind::Public => Ok((self.network.internet(), public)),
-            NatKind::FullCone => nat(NatOptions::full_cone()),
-            NatKind::AddressRestricted => nat(NatOptions::address_restricted()),
-            NatKind::PortRestricted => nat(NatOptions::port_restricted()),
-            NatKind::Symmetric => nat(NatOptions::symmetric()),
-            NatKind::SymmetricPreserving => nat(NatOptions::symmetric_preserving_ports()),
-            NatKind::CarrierGrade => self
-                .network
-                .nat(public, NatOptions::carrier_grade())
-                .and_then(|carrier| carrier.nat([100, 64, 0, number].into(), NatOptions::port_restricted()))
-                .map(|box_at_home| (box_at_home.inside().clone(), home)),
-            NatKind::UdpBlocked => {
-                let office = self.network.firewall(FirewallOptions::tcp_443_only());
-                office.nat(public, NatOptions::port_restricted()).map(|nat| (nat.inside().clone(), home))
-            }
-        };
-        place.map_err(|error| CliError::Environment(error.to_string()))
+    pub fn place(&self, place: Place, number: u8) -> Result<(SimSite, IpAddr), CliError> {
+        place.site(&self.network, number).map_err(|error| CliError::Environment(error.to_string()))
     }
 
     /// A host at a place of its own.
     ///
     /// # Errors
     /// As [`place`](Self::place).
-    pub fn host(&self, kind: NatKind, number: u8) -> Result<SimHost, CliError> {
-        let (site, ip) = self.place(kind, number)?;
+    pub fn host(&self, place: Place, number: u8) -> Result<SimHost, CliError> {
+        let (site, ip) = self.place(place, number)?;
         Ok(site.host(ip))
     }
 

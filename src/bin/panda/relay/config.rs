@@ -164,9 +164,25 @@ impl Config {
         Self { peers: PeersConfig { allow: loopback.collect(), deny: Vec::new() }, ..Self::default() }
     }
 
+    /// Where it takes TLS connections.
+    pub fn listen_address(&self) -> SocketAddr {
+        self.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, LOCAL_PORT)))
+    }
+
+    /// Where it takes datagrams: unless it was said, where it listens.
+    pub fn datagrams_address(&self) -> SocketAddr {
+        self.datagrams.unwrap_or(SocketAddr::new(self.listen_address().ip(), STUN_PORT))
+    }
+
+    /// Where it may send to.
+    pub fn peer_policy(&self) -> PeerPolicy {
+        let (allow, deny) = (self.peers.allow.iter().copied(), self.peers.deny.iter().copied());
+        PeerPolicy::new().with_allowed(allow).with_denied(deny)
+    }
+
     /// The options of the relay.
     pub fn into_options(self, identity: Identity) -> RelayOptions {
-        let listen = self.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, LOCAL_PORT)));
+        let (listen, datagrams, policy) = (self.listen_address(), self.datagrams_address(), self.peer_policy());
         let turn = match self.turn.mode {
             Mode::Embedded => TurnMode::Embedded,
             Mode::External => TurnMode::External(ExternalTurn {
@@ -177,12 +193,12 @@ impl Config {
         };
         let mut options = RelayOptions::new(identity)
             .with_listen(listen)
-            .with_datagrams(self.datagrams.unwrap_or(SocketAddr::new(listen.ip(), STUN_PORT)))
+            .with_datagrams(datagrams)
             .with_public_ips(self.public_ips)
             .with_relay_ips(self.relay_ips)
             .with_turn(turn)
             .with_stun_servers(self.stun.into_iter().map(|server| server.0))
-            .with_peer_policy(PeerPolicy::new().with_allowed(self.peers.allow).with_denied(self.peers.deny))
+            .with_peer_policy(policy)
             .with_limits(self.limits.into_limits());
         if let Some(Server(public)) = self.public_address {
             options = options.with_public_address(public);

@@ -65,17 +65,7 @@ struct Started {
 /// # Errors
 /// When the configuration is wrong or an address cannot be bound.
 pub async fn run(args: RelayArgs) -> Result<(), CliError> {
-    let mut config = match &args.config {
-        Some(path) => load(path)?,
-        // For this machine alone it may send to this machine; for others it must not.
-        None if [args.listen, args.datagrams].iter().flatten().all(|address| address.ip().is_loopback()) => {
-            Config::local()
-        }
-        None => Config::default(),
-    };
-    config.listen = args.listen.or(config.listen);
-    config.datagrams = args.datagrams.or(config.datagrams);
-    config.public_address = args.public_address.or(config.public_address);
+    let config = configuration(&args)?;
     let identity = match &config.identity {
         Some(path) => Identity::load_or_create(path).map_err(PandaError::from)?,
         None => Identity::generate(),
@@ -107,6 +97,27 @@ pub async fn run(args: RelayArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// What the arguments ask for, over what the file says.
+fn configuration(args: &RelayArgs) -> Result<Config, CliError> {
+    let mut config = match &args.config {
+        Some(path) => load(path)?,
+        // For this machine alone it may send to this machine; for others it must not.
+        None if is_local(args) => Config::local(),
+        None => Config::default(),
+    };
+    config.listen = args.listen.or(config.listen);
+    config.datagrams = args.datagrams.or(config.datagrams);
+    config.public_address = args.public_address.clone().or(config.public_address);
+    Ok(config)
+}
+
+/// Nobody from elsewhere is meant to come. A public address is for others, also where something in between passes them on.
+fn is_local(args: &RelayArgs) -> bool {
+    let listening = [args.listen, args.datagrams].into_iter().flatten().map(|address| Some(address.ip()));
+    let public = args.public_address.iter().map(|Server(address)| address.ip());
+    listening.chain(public).all(|ip| ip.is_some_and(|ip| ip.is_loopback()))
+}
+
 fn load(path: &Path) -> Result<Config, CliError> {
     let length = std::fs::metadata(path).map_err(CliError::io("read", path))?.len();
     if length > CONFIG_MAX_BYTES {
@@ -114,4 +125,60 @@ fn load(path: &Path) -> Result<Config, CliError> {
     }
     let text = std::fs::read_to_string(path).map_err(CliError::io("read", path))?;
     Config::parse(&text).map_err(|error| CliError::Environment(format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(listen: Option<&str>, datagrams: Option<&str>, public_address: Option<&str>) -> RelayArgs {
+        RelayArgs {
+            config: None,
+            listen: listen.map(|text| text.parse().unwrap()),
+            datagrams: datagrams.map(|text| text.parse().unwrap()),
+            public_address: public_address.map(|text| text.parse().unwrap()),
+            json: false,
+        }
+    }
+
+    fn may_send_to_this_machine(args: &RelayArgs) -> [bool; 2] {
+        let policy = configuration(args).unwrap().peer_policy();
+        ["127.0.0.1", "::1"].map(|ip| policy.allows(ip.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_relay_without_a_configuration_sends_to_this_machine_only_if_it_is_for_this_machine_alone() {
+        for local in [
+            args(None, None, None),
+            args(Some("127.0.0.1:443"), None, None),
+            args(Some("[::1]:443"), Some("127.0.0.2:3478"), Some("127.0.0.1:443")),
+        ] {
+            assert_eq!(may_send_to_this_machine(&local), [true; 2], "{local:?}");
+        }
+        for public in [
+            args(Some("0.0.0.0:443"), None, None),
+            args(Some("[::]:443"), None, Some("relay.example.org")),
+            args(Some("203.0.113.1:443"), None, None),
+            args(None, Some("0.0.0.0:3478"), None),
+            args(Some("127.0.0.1:443"), Some("[::]:3478"), None),
+            args(None, None, Some("relay.example.org")),
+            args(Some("127.0.0.1:443"), None, Some("203.0.113.1:443")),
+        ] {
+            assert_eq!(may_send_to_this_machine(&public), [false; 2], "{public:?}");
+        }
+    }
+
+    #[test]
+    fn datagrams_are_taken_where_the_relay_listens_unless_it_is_told_otherwise() {
+        for (listen, datagrams, expected) in [
+            (None, None, "127.0.0.1:3478"),
+            (Some("0.0.0.0:443"), None, "0.0.0.0:3478"),
+            (Some("[::]:443"), None, "[::]:3478"),
+            (Some("203.0.113.1:443"), Some("203.0.113.2:1"), "203.0.113.2:1"),
+            (None, Some("127.0.0.1:1"), "127.0.0.1:1"),
+        ] {
+            let config = configuration(&args(listen, datagrams, None)).unwrap();
+            assert_eq!(config.datagrams_address(), expected.parse().unwrap(), "{listen:?} {datagrams:?}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`PathSelection`] decides; this encodes, waits and looks up what kind a path is. One per meeting and one per connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,16 +62,40 @@ pub(super) struct Checker {
     key: IntegrityKey,
     consumer: u32,
     input: mpsc::Receiver<CheckInput>,
-    /// What the peer said about its addresses.
-    remote: BTreeMap<SocketAddr, CandidateKind>,
-    /// Called for every path by which the peer's checks come.
+    remote: Remote,
+    /// Paths by which the peer's checks came since the session's task took them.
     pub(super) asked: Vec<Path>,
+    /// Whether a check on the selected path was answered since, likewise.
     pub(super) answered: bool,
     /// Relayed paths that are new, for a dial: the relay takes packets, whatever the peer does with them.
     pub(super) relayed: Vec<Path>,
     turns: watch::Receiver<u64>,
     /// Paths through allocations of ours, and whether they are among those that are checked.
     leases: BTreeMap<Path, (Lease, bool)>,
+}
+
+/// What the peer said about its addresses.
+#[derive(Debug, Default)]
+struct Remote(BTreeMap<SocketAddr, CandidateKind>);
+
+impl Remote {
+    /// The peer names its addresses, all that it has. Those of before stay known, for it may be there again, until there are too
+    /// many: then only those that are still `used`. Returns what is not known any more.
+    fn hear(&mut self, named: &[Candidate], used: impl Fn(&SocketAddr) -> bool) -> Vec<SocketAddr> {
+        let is_named = |address: &SocketAddr| named.iter().any(|candidate| candidate.address == *address);
+        let new = named.iter().filter(|candidate| !self.0.contains_key(&candidate.address)).count();
+        let mut forgotten = Vec::new();
+        if self.0.len() + new > 2 * SIGNAL_CANDIDATES {
+            forgotten.extend(self.0.keys().copied().filter(|address| !is_named(address) && !used(address)));
+            forgotten.iter().for_each(|address| _ = self.0.remove(address));
+        }
+        for candidate in named {
+            if self.0.contains_key(&candidate.address) || self.0.len() < 2 * SIGNAL_CANDIDATES {
+                self.0.insert(candidate.address, candidate.kind);
+            }
+        }
+        forgotten
+    }
 }
 
 impl Drop for Checker {
@@ -102,7 +126,7 @@ impl Checker {
             key,
             consumer,
             input,
-            remote: BTreeMap::new(),
+            remote: Remote::default(),
             asked: Vec::new(),
             answered: false,
             relayed: Vec::new(),
@@ -116,21 +140,39 @@ impl Checker {
     /// The peer said where it may be reached.
     pub(super) fn add_candidates(&mut self, candidates: &[Candidate]) {
         let now = Instant::now().into_std();
-        for candidate in candidates.iter().take(SIGNAL_CANDIDATES) {
-            let remote = canonical(candidate.address);
-            if !self.traversal.paths.reaches(&remote) || self.remote.len() >= 2 * SIGNAL_CANDIDATES {
-                continue;
-            }
-            self.remote.insert(remote, candidate.kind);
-            if !self.traversal.options.relay_only || candidate.kind == CandidateKind::Relayed {
-                let path = Path::direct(remote);
+        let named = candidates.iter().take(SIGNAL_CANDIDATES);
+        let named = named.map(|candidate| Candidate { address: canonical(candidate.address), ..*candidate });
+        let named: Vec<_> = named.filter(|candidate| self.traversal.paths.reaches(&candidate.address)).collect();
+        self.hear(now, &named);
+        for Candidate { kind, address } in named.into_iter().filter(|named| self.remote.0.contains_key(&named.address))
+        {
+            if !self.traversal.options.relay_only || kind == CandidateKind::Relayed {
+                let path = Path::direct(address);
                 self.selection.add(now, path, self.kind(path));
-                if candidate.kind == CandidateKind::Relayed {
+                if kind == CandidateKind::Relayed {
                     self.relayed.push(path);
                 }
             }
         }
         self.look_at_turns();
+    }
+
+    fn hear(&mut self, now: std::time::Instant, named: &[Candidate]) {
+        let answering = self.selection.paths().filter(|(.., round_trip)| round_trip.is_some()).map(|(path, ..)| path);
+        let selected = self.selection.selected().map(|(path, _)| path);
+        let used: BTreeSet<_> = answering.chain(selected).map(|path| path.remote).collect();
+        let forgotten = self.remote.hear(named, |address| used.contains(address));
+        for address in &forgotten {
+            self.selection.remove(now, &Path::direct(*address));
+        }
+        let selection = &mut self.selection;
+        self.leases.retain(|path, _| {
+            let kept = !forgotten.contains(&path.remote);
+            if !kept {
+                selection.remove(now, path);
+            }
+            kept
+        });
     }
 
     /// Every candidate of the peer through every allocation of ours: as soon as the server lets packets pass.
@@ -144,7 +186,7 @@ impl Checker {
             }
             kept
         });
-        for lease in self.remote.keys().flat_map(|remote| turns.leases(*remote)) {
+        for lease in self.remote.0.keys().flat_map(|remote| turns.leases(*remote)) {
             self.leases.entry(lease.path()).or_insert((lease, false));
         }
         for (path, (lease, checked)) in &mut self.leases {
@@ -256,7 +298,7 @@ impl Checker {
         match path.via {
             Via::Forward { .. } => PathKind::Forwarded,
             Via::Turn { allocation } => self.traversal.turns.kind(allocation),
-            Via::Socket => match self.remote.get(&path.remote) {
+            Via::Socket => match self.remote.0.get(&path.remote) {
                 Some(CandidateKind::Relayed) => PathKind::TurnUdp,
                 Some(CandidateKind::Mapped) => PathKind::Mapped,
                 Some(CandidateKind::Host) if is_private(path.remote.ip()) => PathKind::Lan,
@@ -274,5 +316,37 @@ pub(super) fn is_private(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidates(network: u8) -> Vec<Candidate> {
+        let address = |host: usize| SocketAddr::from(([198, 51, network, host as u8], 4000));
+        (0..SIGNAL_CANDIDATES).map(|host| Candidate { kind: CandidateKind::Host, address: address(host) }).collect()
+    }
+
+    #[test]
+    fn a_peer_that_has_been_in_many_networks_is_looked_for_where_it_is_and_where_it_answers() {
+        let mut remote = Remote::default();
+        let used = candidates(0)[0].address;
+        for network in 0..100 {
+            let named = candidates(network);
+            let forgotten = remote.hear(&named, |address| *address == used);
+            assert!(forgotten.iter().all(|address| !remote.0.contains_key(address)));
+            assert!(named.iter().all(|candidate| remote.0.contains_key(&candidate.address)), "network {network}");
+            assert!(remote.0.contains_key(&used) && remote.0.len() <= 2 * SIGNAL_CANDIDATES);
+        }
+    }
+
+    #[test]
+    fn while_there_is_room_addresses_of_before_stay_known() {
+        let mut remote = Remote::default();
+        for network in [0, 1, 0] {
+            assert!(remote.hear(&candidates(network), |_| false).is_empty());
+        }
+        assert_eq!(remote.0.len(), 2 * SIGNAL_CANDIDATES);
     }
 }

@@ -1,7 +1,7 @@
 //! The one task of a traversal that listens: to the socket's STUN messages, to the relays, to STUN servers' answers, and to
 //! changes of the interfaces.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,12 +11,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::checker::{CheckInput, is_private};
+use super::introductions::Introductions;
+use super::offers::{Offers, Verdict};
 use super::turn::{Manager, Seen};
 use super::{Traversal, Word, lock, meeting};
 use crate::ids::PeerId;
-use crate::limits::{
-    CONNECT_DEADLINE, INTRODUCTIONS_PER_SECOND, OFFERS_REMEMBERED, PUNCH_DELAY_MAX, SIGNAL_CANDIDATES,
-};
+use crate::limits::{PUNCH_DELAY_MAX, SIGNAL_CANDIDATES};
 use crate::nat::binding::{BindingMachine, BindingOptions};
 use crate::nat::check;
 use crate::nat::path::{Path, Via};
@@ -41,10 +41,8 @@ struct Hub {
     servers: BTreeSet<SocketAddr>,
     interfaces: Vec<IpAddr>,
     turn: Manager,
-    /// Introductions that are still looked at in this second, and when it began.
-    introductions: (Instant, u32),
-    /// Offers that were heard, and when first.
-    offers: BTreeMap<(PeerId, u64), Instant>,
+    introductions: Introductions,
+    offers: Offers,
 }
 
 /// Runs until the traversal is stopped.
@@ -54,12 +52,11 @@ pub(super) async fn run(
     mut heard: mpsc::Receiver<(RelayAddress, RelayFrame)>,
 ) {
     let binding = BindingMachine::new(BindingOptions::new(), traversal.random());
-    let introductions = (Instant::now(), INTRODUCTIONS_PER_SECOND);
+    let (introductions, offers) = (Introductions::default(), Offers::default());
     let interfaces = traversal.options.network.interface_addresses();
     let (mut turns, mut external) = (traversal.turns.subscribe(), traversal.port_mapping.external());
     let turn = Manager::default();
-    let mut hub =
-        Hub { traversal, binding, servers: BTreeSet::new(), interfaces, turn, introductions, offers: BTreeMap::new() };
+    let mut hub = Hub { traversal, binding, servers: BTreeSet::new(), interfaces, turn, introductions, offers };
     let mut look_at = Instant::now();
     hub.tell_candidates();
     loop {
@@ -144,6 +141,9 @@ impl Hub {
                 self.drive_turn();
             }
             RelayFrame::NotHere { to } => {
+                if lock(&self.traversal.flows).close_to(relay, &to) {
+                    self.tell_flows();
+                }
                 let meetings = lock(&self.traversal.meetings);
                 for (_, meeting) in meetings.iter().filter(|((peer, _), _)| *peer == to) {
                     let _ = meeting.try_send(Word::NotHere);
@@ -151,9 +151,9 @@ impl Hub {
             }
             RelayFrame::Flow { peer, flow } => self.on_flow(relay, peer, flow),
             RelayFrame::FlowClosed { flow } => {
-                let closed = |path: &Path| path.via == Via::Forward { flow };
-                lock(&self.traversal.flows).values_mut().for_each(|flows| flows.retain(|_, path| !closed(path)));
-                self.traversal.flows_changed.send_modify(|version| *version += 1);
+                if lock(&self.traversal.flows).close(relay, flow) {
+                    self.tell_flows();
+                }
             }
             RelayFrame::Punch { peer, session, after_ms } => {
                 let after = Duration::from_millis(after_ms.into()).min(PUNCH_DELAY_MAX);
@@ -187,9 +187,7 @@ impl Hub {
 
     /// A new session: flows of the one before are the same, or replaced by what the relay answers.
     fn confirm_flows(&self, relay: &RelayAddress) {
-        let flows = lock(&self.traversal.flows);
-        let peers = flows.iter().filter(|(_, flows)| flows.contains_key(relay)).map(|(peer, _)| *peer);
-        for to in peers.take(FLOWS_CONFIRMED) {
+        for to in lock(&self.traversal.flows).peers_at(relay).take(FLOWS_CONFIRMED) {
             self.traversal.say(relay, NodeFrame::Forward { to });
         }
     }
@@ -198,36 +196,32 @@ impl Hub {
         let Some(client) = lock(&self.traversal.relays).get(relay).and_then(|client| client.info()) else { return };
         let Some(remote) = client.datagrams().find(|address| self.traversal.paths.reaches(address)) else { return };
         let path = Path { via: Via::Forward { flow }, remote: canonical(remote) };
-        let mut flows = lock(&self.traversal.flows);
-        if flows.len() >= crate::limits::MAX_KNOWN_PEERS && !flows.contains_key(&peer) {
-            return;
-        }
-        flows.entry(peer).or_default().insert(relay.clone(), path);
+        lock(&self.traversal.flows).open(relay, peer, path);
         lock(&self.traversal.refused_flows).remove(relay);
-        drop(flows);
+        self.tell_flows();
+    }
+
+    fn tell_flows(&self) {
         self.traversal.flows_changed.send_modify(|version| *version += 1);
     }
 
     /// A sealed signal: for a meeting under way, or an offer to meet.
     fn on_signal(&mut self, relay: &RelayAddress, from: PeerId, sealed: &[u8]) {
-        if self.introductions.0.elapsed() >= Duration::from_secs(1) {
-            self.introductions = (Instant::now(), INTRODUCTIONS_PER_SECOND);
+        if !self.introductions.take(relay, from, Instant::now().into_std()) {
+            return;
         }
-        let Some(left) = self.introductions.1.checked_sub(1) else { return };
-        self.introductions.1 = left;
         let Ok(opened) = seal::open(&self.traversal.identity, &from, sealed) else { return };
         let Ok(signal) = Signal::decode(&opened.into()) else { return };
         if let Signal::Offer { session, secret, candidates, proofs } = signal {
-            if self.is_repeated(from, session) {
-                return;
-            }
-            let admitted = self.traversal.doorkeeper.get().is_some_and(|keeper| keeper.admits(&from, session, &proofs));
-            if admitted {
-                let answering =
-                    meeting::answer(self.traversal.clone(), relay.clone(), from, (session, secret), candidates);
-                self.traversal.spawn(answering);
-            } else {
-                self.traversal.signal(relay, from, &Signal::Refused { session });
+            let keeper = self.traversal.doorkeeper.get();
+            let is_admitted = || keeper.is_some_and(|keeper| keeper.admits(&from, session, &proofs));
+            match self.offers.judge((from, session), Instant::now().into_std(), is_admitted) {
+                Verdict::Answer => {
+                    let (traversal, relay) = (self.traversal.clone(), relay.clone());
+                    self.traversal.spawn(meeting::answer(traversal, relay, from, (session, secret), candidates));
+                }
+                Verdict::Refuse => _ = self.traversal.signal(relay, from, &Signal::Refused { session }),
+                Verdict::Ignore => {}
             }
             return;
         }
@@ -240,17 +234,6 @@ impl Hub {
         if let Some(meeting) = lock(&self.traversal.meetings).get(&(from, session)) {
             let _ = meeting.try_send(Word::Signal(signal));
         }
-    }
-
-    /// An offer is said again while its dial lasts; whoever says it later, the relay or somebody behind it, has kept it.
-    fn is_repeated(&mut self, from: PeerId, session: u64) -> bool {
-        let now = Instant::now();
-        let first = *self.offers.entry((from, session)).or_insert(now);
-        if self.offers.len() > OFFERS_REMEMBERED {
-            let oldest = self.offers.iter().min_by_key(|(_, at)| **at).map(|(offer, _)| *offer);
-            oldest.and_then(|offer| self.offers.remove(&offer));
-        }
-        now.duration_since(first) > CONNECT_DEADLINE
     }
 
     fn on_network_change(&mut self) {

@@ -1,12 +1,14 @@
 //! Two nodes meet through a relay: one offers, the other answers, both open their NATs, and the relay forwards meanwhile.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::checker::Checker;
 use super::{Traversal, Word, lock};
@@ -80,9 +82,9 @@ impl Meeting {
     }
 
     /// Looks for paths to a peer through these relays until it is dropped.
-    pub(crate) async fn run(&self, peer: PeerId, relays: Vec<RelayAddress>) {
+    pub(crate) async fn run(&self, peer: PeerId, relays: Vec<RelayAddress>) -> Infallible {
         let meetings = relays.into_iter().map(|relay| self.run_at(peer, relay));
-        futures_join(meetings).await;
+        poll_all(meetings).await
     }
 
     async fn run_at(&self, peer: PeerId, relay: RelayAddress) {
@@ -219,13 +221,12 @@ pub(super) async fn answer(
     let _: Result<(), _> = timeout(ANSWERING, meeting).await;
 }
 
-/// Polls all of them, in order, for as long as this is polled.
-async fn futures_join(meetings: impl Iterator<Item = impl Future<Output = ()>>) {
+/// Polls all of them, in order, for as long as this is polled. It goes on when all have ended: a dial has other ways.
+async fn poll_all(meetings: impl Iterator<Item = impl Future<Output = ()>>) -> Infallible {
     let mut running: Vec<_> = meetings.map(Box::pin).collect();
     std::future::poll_fn(|context| {
         running.retain_mut(|meeting| meeting.as_mut().poll(context).is_pending());
-        if running.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        Poll::Pending
     })
-    .await;
-    sleep(Duration::MAX).await;
+    .await
 }

@@ -2,13 +2,17 @@
 //!
 //! One [`Traversal`] per transport. `hub` is its task: it hands out what the socket and the relays bring, asks STUN servers how
 //! they see the socket, and knows the candidates of this node. `meeting` introduces two nodes through a relay so that a dial
-//! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`.
+//! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`. `flows`, `offers`
+//! and `introductions` are what the hub remembers of relays and of who speaks through them: one takes nothing from another.
 //!
 //! Everything a stranger can cause is bounded: sessions, signals per second, checks per session and altogether.
 
 mod checker;
+mod flows;
 mod hub;
+mod introductions;
 mod meeting;
+mod offers;
 mod port_mapping;
 mod turn;
 mod upkeep;
@@ -43,6 +47,7 @@ use crate::transports::relay_client::{RelayClient, RelayState};
 use crate::transports::tls::TlsIdentity;
 use crate::watch;
 use checker::{CheckInput, InUse, Registered, is_private};
+use flows::Flows;
 pub(super) use meeting::Meeting;
 use port_mapping::PortMapping;
 use turn::Turns;
@@ -88,8 +93,7 @@ pub(super) struct Traversal {
     heard: mpsc::Sender<(RelayAddress, RelayFrame)>,
     sessions: Mutex<BTreeMap<Session, Registered>>,
     meetings: Mutex<BTreeMap<(PeerId, u64), mpsc::Sender<Word>>>,
-    /// Ends of forwarding flows, by peer and relay.
-    flows: Mutex<BTreeMap<PeerId, BTreeMap<RelayAddress, Path>>>,
+    flows: Mutex<Flows>,
     flows_changed: watch::Sender<u64>,
     /// Relays that had no flow for us, and when they last said so.
     refused_flows: Mutex<BTreeMap<RelayAddress, Instant>>,
@@ -264,7 +268,7 @@ impl Traversal {
 
     /// The flows that relays opened between this node and a peer.
     fn flows_to(&self, peer: &PeerId) -> BTreeMap<RelayAddress, Path> {
-        lock(&self.flows).get(peer).cloned().unwrap_or_default()
+        lock(&self.flows).to(peer)
     }
 
     /// Relays that forward nothing for us, as far as is known.

@@ -149,14 +149,14 @@ impl Upkeep {
         let mut own = self.traversal.candidates();
         let mut flows = self.traversal.flows_changed.subscribe();
         let mut decoder = FrameDecoder::new();
-        own.mark_changed();
         flows.mark_changed();
         self.tell_kind();
+        let candidates = own.borrow_and_update().clone();
+        self.tell(send, candidates).await?;
         let (mut look_at, mut quality_at) = (Instant::now() + TRAFFIC_INTERVAL, Instant::now() + QUALITY_INTERVAL);
         let mut watching = true;
+        self.refresh();
         loop {
-            self.checker.selection.set_datagram_bytes(self.kept.quinn.stats().path.current_mtu);
-            self.tell_paths();
             let wake = self.wake.clone();
             tokio::select! {
                 biased;
@@ -187,18 +187,36 @@ impl Upkeep {
                 () = wake.notified(), if !watching => {
                     watching = true;
                     look_at = Instant::now() + TRAFFIC_INTERVAL;
+                    continue;
                 }
                 () = sleep_until(look_at.min(quality_at)), if watching => {
                     let now = Instant::now();
-                    if now >= quality_at {
-                        self.look_at_quality();
-                        quality_at = now + QUALITY_INTERVAL;
-                    }
                     look_at = now + TRAFFIC_INTERVAL;
                     watching = self.look_at_traffic(now)?;
+                    // The paths are what they were: traffic wakes us far more often than they change.
+                    if now < quality_at {
+                        // Nobody looks again before the next datagram.
+                        if !watching {
+                            self.learn_datagram_size();
+                        }
+                        continue;
+                    }
+                    self.look_at_quality();
+                    quality_at = now + QUALITY_INTERVAL;
                 }
             }
+            self.refresh();
         }
+    }
+
+    /// Takes over what the connection learnt of its path, and tells what is known of all of them.
+    fn refresh(&mut self) {
+        self.learn_datagram_size();
+        self.tell_paths();
+    }
+
+    fn learn_datagram_size(&mut self) {
+        self.checker.selection.set_datagram_bytes(self.kept.quinn.stats().path.current_mtu);
     }
 
     /// True when the connection moved.

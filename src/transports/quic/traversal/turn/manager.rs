@@ -85,6 +85,8 @@ impl Manager {
     ) {
         let offers = Offers { info, servers, received: Instant::now(), asked: None };
         self.offers.insert(relay.clone(), offers);
+        // What became of a server that no relay names any more is of no use: relays may name others again and again.
+        self.failed.retain(|key, _| self.offers.values().any(|offers| offers.has(key)));
     }
 
     /// Everything that is known of the network is void, and streams in it are dead.
@@ -281,6 +283,41 @@ fn is_symmetric(mappings: &[(SocketAddr, SocketAddr)]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Identity;
+    use crate::rendezvous::wire::Welcome;
+
+    fn server(name: &str) -> TurnServer {
+        let server = HostPort::new(name, 3478).unwrap();
+        TurnServer {
+            transport: TurnTransport::Udp,
+            server,
+            username: "anna".into(),
+            password: "secret".into(),
+            lifetime_s: 3600,
+        }
+    }
+
+    fn info() -> RelayInfo {
+        let address = SocketAddr::from(([203, 0, 113, 1], 443));
+        let welcome = Welcome { observed: address, datagrams: Vec::new(), turn: Vec::new(), stun: Vec::new() };
+        RelayInfo { key: Identity::from_seed(&[1; 32]).peer_id(), address, welcome: Arc::new(welcome) }
+    }
+
+    #[test]
+    fn only_servers_that_a_relay_names_now_are_remembered_as_failed() {
+        let (mut manager, relay) = (Manager::default(), "relay.example.org:443".parse().unwrap());
+        let fail = |manager: &mut Manager, name: &str| {
+            let key = (TurnTransport::Udp, server(name).server);
+            manager.failed.insert(key, (Instant::now() + FAILED_WAIT.0, 1));
+        };
+        for number in 0..100 {
+            let name = format!("turn-{number}.example.org");
+            manager.on_servers(&relay, info(), vec![server("turn.example.org"), server(&name)]);
+            fail(&mut manager, "turn.example.org");
+            fail(&mut manager, &name);
+            assert_eq!(manager.failed.len(), 2);
+        }
+    }
 
     #[test]
     fn a_nat_is_symmetric_when_two_servers_see_different_addresses_of_one_family() {
