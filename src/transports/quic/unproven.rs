@@ -17,11 +17,13 @@ pub(super) struct Unproven {
     second: (Instant, u32),
     /// Since when, and how many packets.
     addresses: BTreeMap<IpAddr, (Instant, u32)>,
+    /// When it was last looked for addresses whose while is over.
+    swept: Option<Instant>,
 }
 
 impl Unproven {
     pub(super) fn new(now: Instant) -> Self {
-        Self { second: (now, 0), addresses: BTreeMap::new() }
+        Self { second: (now, 0), addresses: BTreeMap::new(), swept: None }
     }
 
     /// Whether one more packet may go there; it counts if so.
@@ -33,7 +35,7 @@ impl Unproven {
             return false;
         }
         if self.addresses.len() >= UNPROVEN_ADDRESSES && !self.addresses.contains_key(&ip) {
-            self.addresses.retain(|_, (since, _)| now.saturating_duration_since(*since) < UNPROVEN_PER_ADDRESS_WHILE);
+            self.sweep(now);
             if self.addresses.len() >= UNPROVEN_ADDRESSES {
                 return false;
             }
@@ -48,6 +50,14 @@ impl Unproven {
         *sent += 1;
         self.second.1 += 1;
         true
+    }
+
+    /// Forgets addresses whose while is over. Not for every packet: it looks at all of them.
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= UNPROVEN_SECOND) {
+            self.swept = Some(now);
+            self.addresses.retain(|_, (since, _)| now.saturating_duration_since(*since) < UNPROVEN_PER_ADDRESS_WHILE);
+        }
     }
 
     /// Somebody authenticated answered from there.
@@ -74,6 +84,19 @@ mod tests {
         assert_eq!(sent(&mut unproven, 0), 1000.min(2 * UNPROVEN_PER_ADDRESS as usize));
         unproven.prove(ip(1));
         assert!(unproven.take(ip(1), start + UNPROVEN_SECOND * 1000));
+    }
+
+    #[test]
+    fn a_full_table_is_searched_once_in_a_second_and_not_for_every_packet() {
+        let start = Instant::now();
+        let mut unproven = Unproven::new(start);
+        let addresses = u32::try_from(UNPROVEN_ADDRESSES).unwrap();
+        let filled = (0..addresses).all(|n| unproven.take(ip(n), start + UNPROVEN_SECOND * (n / UNPROVEN_PER_SECOND)));
+        assert!(filled);
+        let (over, half) = (start + UNPROVEN_PER_ADDRESS_WHILE, UNPROVEN_SECOND / 2);
+        assert!(!unproven.take(ip(addresses), over - half), "no while is over");
+        assert!(!unproven.take(ip(addresses), over), "some are, but nobody looks");
+        assert!(unproven.take(ip(addresses), over + half));
     }
 
     #[test]
