@@ -105,7 +105,10 @@ fn first_operation_p95(left: Place, right: Place, fewest: f64) -> Duration {
     times.sort();
     let (p50, p95) = (times[times.len() / 2], times[(times.len() * 95 / 100).min(times.len() - 1)]);
     let trips = p50.as_secs_f64() / 0.1;
-    println!("{left:?} x {right:?}: p50 {p50:?} ({trips:.1} round trips, at least {fewest}), p95 {p95:?} of {seeds}");
+    let max = times[times.len() - 1];
+    println!(
+        "{left:?} x {right:?}: p50 {p50:?} ({trips:.1} round trips, at least {fewest}), p95 {p95:?}, max {max:?} of {seeds}"
+    );
     p95
 }
 
