@@ -7,21 +7,26 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::connection::{Established, QuicConnection};
 use super::errors::connection_error;
 use super::hello;
-use super::paths::RouteGuard;
+use super::paths::{Paths, RouteGuard};
 use super::transport::QuicTransportImpl;
-use super::traversal::Meeting;
+use super::traversal::{DialNews, Meeting};
 use crate::address::PeerAddress;
 use crate::ids::PeerId;
 use crate::limits::{SOCKET_ROUTES, TICKET_MAX_RELAYS};
 use crate::rendezvous::address::RelayAddress;
 use crate::transport::{TransportError, TransportKind};
 use crate::transports::tls;
+
+/// When the end of a handshake that the peer has not confirmed is said again, after the last time.
+const FINISH_AGAIN: [Duration; 4] =
+    [Duration::from_millis(250), Duration::from_millis(375), Duration::from_millis(560), Duration::from_millis(840)];
 
 /// Connects to a peer. Dropping the future abandons all attempts.
 pub(super) async fn connect(
@@ -85,8 +90,8 @@ struct Race<'a> {
     /// Finds further paths meanwhile.
     meeting: Option<&'a Meeting>,
     relays: &'a [RelayAddress],
-    /// Virtual addresses that are being tried.
-    running: Vec<SocketAddr>,
+    /// Virtual addresses that are being tried, and how to give them up.
+    running: Vec<(SocketAddr, AbortHandle)>,
     attempts: JoinSet<Result<Established, Failure>>,
 }
 
@@ -103,9 +108,9 @@ impl Race<'_> {
         self.launch();
         let mut error = TransportError::Limit { what: "routes", limit: SOCKET_ROUTES };
         loop {
-            let held = async {
+            let news = async {
                 match self.meeting {
-                    Some(meeting) => meeting.held_route().await,
+                    Some(meeting) => meeting.news().await,
                     None => std::future::pending().await,
                 }
             };
@@ -115,15 +120,18 @@ impl Race<'_> {
                     Some(ended) => ended,
                     None => break,
                 },
-                route = held => {
-                    self.attempt(route);
+                news = news => {
+                    match news {
+                        DialNews::Held(route) => self.attempt(route),
+                        DialNews::Afresh(virtual_address) => self.begin_again(virtual_address),
+                    }
                     continue;
                 }
             };
             match ended {
                 Ok(Ok(established)) => return Ok(established),
                 Ok(Err(failure)) => {
-                    self.running.retain(|running| *running != failure.virtual_address);
+                    self.running.retain(|(running, _)| *running != failure.virtual_address);
                     let before = self.candidates.len();
                     if let Some(stranger) = failure.answered_from {
                         self.candidates.retain(|candidate| !same_address(candidate, &stranger));
@@ -135,6 +143,7 @@ impl Race<'_> {
                     }
                     error = failure.error;
                 }
+                Err(stopped) if stopped.is_cancelled() => {}
                 Err(stopped) => error = TransportError::Lost(stopped.to_string()),
             }
         }
@@ -159,10 +168,10 @@ impl Race<'_> {
 
     /// Starts an attempt on a route, unless there is one.
     fn attempt(&mut self, route: RouteGuard) {
-        if !self.running.contains(&route.address()) {
-            self.running.push(route.address());
+        let address = route.address();
+        if !self.running.iter().any(|(running, _)| *running == address) {
             let (transport, peer, relays) = (self.transport.clone(), self.peer, self.relays.to_vec());
-            self.attempts.spawn(async move {
+            let attempt = self.attempts.spawn(async move {
                 let virtual_address = route.address();
                 let attempted = attempt(&transport, peer, route, relays).await;
                 attempted.map_err(|(error, _route)| Failure {
@@ -171,7 +180,17 @@ impl Race<'_> {
                     error,
                 })
             });
+            self.running.push((address, attempt));
         }
+    }
+
+    /// Gives up a handshake that nobody answered for a new one on the same route.
+    fn begin_again(&mut self, virtual_address: SocketAddr) {
+        let Some(route) = self.transport.paths.hold(virtual_address) else { return };
+        if let Some(place) = self.running.iter().position(|(running, _)| *running == virtual_address) {
+            self.running.swap_remove(place).1.abort();
+        }
+        self.attempt(route);
     }
 }
 
@@ -236,9 +255,28 @@ async fn handshake(
             (quinn, said)
         }
     };
+    tokio::spawn(finish(transport.paths.clone(), quinn.clone()));
     let hello = hello::hear(&quinn, idle).await?;
     // The verifier has seen to it; a resumed session remembers whom it was made with.
     if authenticated_peer(&quinn) == Some(peer) { Ok((quinn, hello)) } else { Err(TransportError::WrongPeer) }
+}
+
+/// Says the end of a handshake again until the peer confirms it. QUIC does so as well, but takes what it waited for a relay
+/// for a part of the round trip and doubles its patience with every loss, while the peer can read nothing.
+async fn finish(paths: Arc<Paths>, quinn: quinn::Connection) {
+    let virtual_address = quinn.remote_address();
+    for wait in FINISH_AGAIN {
+        tokio::select! {
+            biased;
+            _ = quinn.closed() => break,
+            () = tokio::time::sleep(wait) => {}
+        }
+        if quinn.stats().frame_rx.handshake_done > 0 {
+            break;
+        }
+        paths.send_unheard(&virtual_address);
+    }
+    paths.set_finished(&virtual_address);
 }
 
 /// The peer that the TLS handshake proved, once it is complete.

@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,6 +21,11 @@ use crate::nat::path::Path;
 const PROBE_IDS: usize = 8;
 /// Datagrams of a dial that are kept for candidates that become known later: the first flight, not more.
 const FLIGHT_DATAGRAMS: usize = 4;
+/// The same of what a dialler says with the end of its handshake: the peer reads nothing of it while a part is missing.
+const FINISH_DATAGRAMS: usize = 8;
+/// A handshake without an answer for this long is not worth being heard by a new candidate: QUIC would take the time until
+/// now for a part of the round trip, and wait for several times as long whenever a packet is lost. A fresh one is.
+const HANDSHAKE_STALE: Duration = Duration::from_millis(300);
 /// Virtual addresses have no ports; quinn wants one that is not 0.
 const VIRTUAL_PORT: u16 = 1;
 /// The first byte of a QUIC long header has these bits set (RFC 9000, section 17.2).
@@ -53,9 +58,24 @@ struct Slot {
     attached: Vec<Path>,
     /// What was sent last, newest first: kept while nobody is known to receive it.
     flight: VecDeque<Vec<u8>>,
+    /// When the first of it was sent.
+    flight_since: Option<Instant>,
     /// The path in use may be dead.
     in_doubt: bool,
+    /// A dial was answered, and the peer has not confirmed the handshake yet.
+    finishing: bool,
     traffic: Traffic,
+}
+
+impl Slot {
+    /// Keeps a datagram that may have to be sent once more, with at most so many.
+    fn keep(&mut self, most: usize, datagram: &[u8], now: impl Fn() -> Instant) {
+        if self.flight.is_empty() {
+            self.flight_since = Some(now());
+        }
+        self.flight.truncate(most - 1);
+        self.flight.push_front(datagram.to_vec());
+    }
 }
 
 /// What goes and comes on a route, for whoever watches over its paths.
@@ -75,6 +95,17 @@ pub(super) struct Seen {
     pub(super) unanswered_since: Option<Instant>,
     /// Whether sending failed since the last time that was asked.
     pub(super) send_failed: bool,
+}
+
+/// What a dial does with one more candidate.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Added {
+    /// Nothing: it was known, or another route holds it, or the dial was answered meanwhile.
+    Nothing,
+    /// Sends there what was sent to the others so far, oldest first.
+    Flight(Vec<Vec<u8>>),
+    /// Shakes hands anew.
+    Afresh,
 }
 
 /// The table. Every path belongs to at most one virtual address.
@@ -166,19 +197,24 @@ impl RouteTable {
         self.slots.get(owner).is_some_and(|slot| slot.pins > 0).then_some(*owner)
     }
 
-    /// One more path for a dial that nobody answered yet; returns what was sent to the others so far, oldest first.
-    /// Nothing for a path that another route holds, or when the dial was answered meanwhile.
-    pub(super) fn add_candidate(&mut self, virtual_address: &SocketAddr, path: Path) -> Vec<Vec<u8>> {
+    /// One more path for a dial that nobody answered yet.
+    pub(super) fn add_candidate(&mut self, virtual_address: &SocketAddr, path: Path, now: Instant) -> Added {
         if !self.claim(virtual_address, path) {
-            return Vec::new();
+            return Added::Nothing;
         }
-        let Some(slot) = self.slots.get_mut(virtual_address) else { return Vec::new() };
+        let Some(slot) = self.slots.get_mut(virtual_address) else { return Added::Nothing };
         match &mut slot.route {
             Route::Probing { candidates, .. } if candidates.len() < PATHS_PER_PEER && !candidates.contains(&path) => {
                 candidates.push(path);
-                slot.flight.iter().rev().cloned().collect()
+                let stale = slot.flight_since.is_some_and(|since| now >= since + HANDSHAKE_STALE);
+                if stale {
+                    slot.flight.clear();
+                    slot.flight_since = None;
+                    return Added::Afresh;
+                }
+                Added::Flight(slot.flight.iter().rev().cloned().collect())
             }
-            Route::Probing { .. } | Route::Settled(_) => Vec::new(),
+            Route::Probing { .. } | Route::Settled(_) => Added::Nothing,
         }
     }
 
@@ -186,6 +222,14 @@ impl RouteTable {
     pub(super) fn set_in_doubt(&mut self, virtual_address: &SocketAddr, in_doubt: bool) {
         if let Some(slot) = self.slots.get_mut(virtual_address) {
             slot.in_doubt = in_doubt;
+        }
+    }
+
+    /// The peer confirmed the handshake, or will not: nothing is kept for it any more.
+    pub(super) fn set_finished(&mut self, virtual_address: &SocketAddr) {
+        if let Some(slot) = self.slots.get_mut(virtual_address).filter(|slot| slot.finishing) {
+            slot.finishing = false;
+            slot.flight.clear();
         }
     }
 
@@ -246,12 +290,20 @@ impl RouteTable {
         }
     }
 
-    /// Datagrams go out on a route, `last` as the last of them.
-    pub(super) fn on_send(&mut self, virtual_address: &SocketAddr, last: &[u8], now: impl FnOnce() -> Instant) {
+    /// Datagrams go out on a route.
+    pub(super) fn on_send<'a>(
+        &mut self,
+        virtual_address: &SocketAddr,
+        mut datagrams: impl DoubleEndedIterator<Item = &'a [u8]>,
+        now: impl Fn() -> Instant,
+    ) {
         let Some(slot) = self.slots.get_mut(virtual_address) else { return };
-        if slot.in_doubt || matches!(slot.route, Route::Probing { .. }) {
-            slot.flight.truncate(FLIGHT_DATAGRAMS - 1);
-            slot.flight.push_front(last.to_vec());
+        if slot.finishing {
+            for datagram in datagrams {
+                slot.keep(FINISH_DATAGRAMS, datagram, &now);
+            }
+        } else if slot.in_doubt || matches!(slot.route, Route::Probing { .. }) {
+            datagrams.next_back().into_iter().for_each(|last| slot.keep(FLIGHT_DATAGRAMS, last, &now));
         }
         if slot.traffic.unanswered_since.is_none() {
             slot.traffic.unanswered_since = Some(now());
@@ -284,6 +336,7 @@ impl RouteTable {
                 let losers = std::mem::take(candidates);
                 slot.route = Route::Settled(path);
                 slot.flight.clear();
+                slot.finishing = true;
                 for loser in losers.iter().filter(|loser| **loser != path) {
                     self.by_path.remove(loser);
                 }
@@ -331,7 +384,9 @@ impl RouteTable {
             used: true,
             attached: Vec::new(),
             flight: VecDeque::new(),
+            flight_since: None,
             in_doubt: false,
+            finishing: false,
             traffic: Traffic::default(),
         };
         self.slots.insert(virtual_address, slot);

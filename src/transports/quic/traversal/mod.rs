@@ -43,7 +43,7 @@ use crate::transports::relay_client::{RelayClient, RelayState};
 use crate::transports::tls::TlsIdentity;
 use crate::watch;
 use checker::{CheckInput, InUse, Registered, is_private};
-pub(super) use meeting::Meeting;
+pub(super) use meeting::{DialNews, Meeting};
 use port_mapping::PortMapping;
 use turn::Turns;
 pub(super) use upkeep::{Kept, PathStream, keep_paths};
