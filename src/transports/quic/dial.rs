@@ -7,14 +7,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::connection::{Established, QuicConnection};
 use super::errors::connection_error;
 use super::hello;
-use super::paths::{Paths, RouteGuard};
+use super::paths::RouteGuard;
+use super::repeat;
 use super::transport::QuicTransportImpl;
 use super::traversal::{DialNews, Meeting};
 use crate::address::PeerAddress;
@@ -23,10 +23,6 @@ use crate::limits::{SOCKET_ROUTES, TICKET_MAX_RELAYS};
 use crate::rendezvous::address::RelayAddress;
 use crate::transport::{TransportError, TransportKind};
 use crate::transports::tls;
-
-/// When the end of a handshake that the peer has not confirmed is said again, after the last time.
-const FINISH_AGAIN: [Duration; 4] =
-    [Duration::from_millis(250), Duration::from_millis(375), Duration::from_millis(560), Duration::from_millis(840)];
 
 /// Connects to a peer. Dropping the future abandons all attempts.
 pub(super) async fn connect(
@@ -255,28 +251,10 @@ async fn handshake(
             (quinn, said)
         }
     };
-    tokio::spawn(finish(transport.paths.clone(), quinn.clone()));
+    tokio::spawn(repeat::until_confirmed(transport.paths.clone(), quinn.clone()));
     let hello = hello::hear(&quinn, idle).await?;
     // The verifier has seen to it; a resumed session remembers whom it was made with.
     if authenticated_peer(&quinn) == Some(peer) { Ok((quinn, hello)) } else { Err(TransportError::WrongPeer) }
-}
-
-/// Says the end of a handshake again until the peer confirms it. QUIC does so as well, but takes what it waited for a relay
-/// for a part of the round trip and doubles its patience with every loss, while the peer can read nothing.
-async fn finish(paths: Arc<Paths>, quinn: quinn::Connection) {
-    let virtual_address = quinn.remote_address();
-    for wait in FINISH_AGAIN {
-        tokio::select! {
-            biased;
-            _ = quinn.closed() => break,
-            () = tokio::time::sleep(wait) => {}
-        }
-        if quinn.stats().frame_rx.handshake_done > 0 {
-            break;
-        }
-        paths.send_unheard(&virtual_address);
-    }
-    paths.set_finished(&virtual_address);
 }
 
 /// The peer that the TLS handshake proved, once it is complete.

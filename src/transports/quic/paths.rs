@@ -174,9 +174,9 @@ impl Paths {
         self.routes().set_in_doubt(virtual_address, in_doubt);
     }
 
-    /// The end of a dial's handshake needs no repeating any more.
-    pub(super) fn set_finished(&self, virtual_address: &SocketAddr) {
-        self.routes().set_finished(virtual_address);
+    /// Whether what goes out is kept, because the handshake may have to be said again.
+    pub(super) fn set_finishing(&self, virtual_address: &SocketAddr, finishing: bool) {
+        self.routes().set_finishing(virtual_address, finishing);
     }
 
     /// Sends what nobody may have heard once more, now that there is a path.
@@ -258,6 +258,9 @@ impl Paths {
     /// was needed elsewhere.
     pub(super) fn resolve(&self, transmit: &Transmit<'_>) -> Vec<Path> {
         let mut routes = self.routes();
+        if routes.is_given_up(&transmit.destination, transmit.contents) {
+            return Vec::new();
+        }
         routes.on_send(&transmit.destination, segments(transmit), || Instant::now().into_std());
         match routes.route(&transmit.destination) {
             None => {

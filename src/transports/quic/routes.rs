@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use tokio::sync::Notify;
 
 use crate::limits::PATHS_PER_PEER;
-use crate::nat::path::Path;
+use crate::nat::path::{Path, Via};
 
 /// Connection ids of our own that a probing route remembers: one per attempt that shares it. More: the oldest is forgotten.
 const PROBE_IDS: usize = 8;
@@ -58,11 +58,13 @@ struct Slot {
     attached: Vec<Path>,
     /// What was sent last, newest first: kept while nobody is known to receive it.
     flight: VecDeque<Vec<u8>>,
+    /// Our connection ids of handshakes that began again. Their farewells would be greetings to whoever never heard of them.
+    given_up: VecDeque<Vec<u8>>,
     /// When the first of it was sent.
     flight_since: Option<Instant>,
     /// The path in use may be dead.
     in_doubt: bool,
-    /// A dial was answered, and the peer has not confirmed the handshake yet.
+    /// A handshake is under way that the other end has not confirmed yet.
     finishing: bool,
     traffic: Traffic,
 }
@@ -191,6 +193,12 @@ impl RouteTable {
         }
     }
 
+    /// Whether a packet belongs to a handshake that was given up for a new one.
+    pub(super) fn is_given_up(&self, virtual_address: &SocketAddr, packet: &[u8]) -> bool {
+        let given_up = self.slots.get(virtual_address).map(|slot| &slot.given_up).filter(|ids| !ids.is_empty());
+        given_up.is_some_and(|ids| connection_ids(packet).is_some_and(|(_, source)| ids.iter().any(|id| id == source)))
+    }
+
     /// The route of a connection, dial or handshake that holds this path, if another than `virtual_address` does.
     pub(super) fn holder(&self, virtual_address: &SocketAddr, path: &Path) -> Option<SocketAddr> {
         let owner = self.by_path.get(path).filter(|owner| *owner != virtual_address)?;
@@ -204,12 +212,14 @@ impl RouteTable {
         }
         let Some(slot) = self.slots.get_mut(virtual_address) else { return Added::Nothing };
         match &mut slot.route {
-            Route::Probing { candidates, .. } if candidates.len() < PATHS_PER_PEER && !candidates.contains(&path) => {
+            Route::Probing { candidates, ids } if candidates.len() < PATHS_PER_PEER && !candidates.contains(&path) => {
                 candidates.push(path);
                 let stale = slot.flight_since.is_some_and(|since| now >= since + HANDSHAKE_STALE);
                 if stale {
                     slot.flight.clear();
                     slot.flight_since = None;
+                    slot.given_up.extend(ids.drain(..));
+                    slot.given_up.drain(..slot.given_up.len().saturating_sub(PROBE_IDS));
                     return Added::Afresh;
                 }
                 Added::Flight(slot.flight.iter().rev().cloned().collect())
@@ -225,12 +235,14 @@ impl RouteTable {
         }
     }
 
-    /// The peer confirmed the handshake, or will not: nothing is kept for it any more.
-    pub(super) fn set_finished(&mut self, virtual_address: &SocketAddr) {
-        if let Some(slot) = self.slots.get_mut(virtual_address).filter(|slot| slot.finishing) {
-            slot.finishing = false;
+    /// Whether what goes out is kept, since the end of a handshake may have to be said again. It begins by itself when a dial
+    /// is answered, and not at all for a peer that may be somebody else's address.
+    pub(super) fn set_finishing(&mut self, virtual_address: &SocketAddr, finishing: bool) {
+        let Some(slot) = self.slots.get_mut(virtual_address) else { return };
+        if !finishing && slot.finishing {
             slot.flight.clear();
         }
+        slot.finishing = finishing && matches!(slot.route, Route::Settled(path) if path.via != Via::Socket);
     }
 
     /// What went out last while nobody was known to receive it, oldest first, to be sent once more: QUIC itself would wait
@@ -384,6 +396,7 @@ impl RouteTable {
             used: true,
             attached: Vec::new(),
             flight: VecDeque::new(),
+            given_up: VecDeque::new(),
             flight_since: None,
             in_doubt: false,
             finishing: false,

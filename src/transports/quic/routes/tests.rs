@@ -113,7 +113,10 @@ fn a_candidate_that_becomes_known_late_is_dialled_afresh_and_the_next_one_with_i
     let dialled = table.dial(&[real(1)])[0];
     let (start, again) = (Instant::now(), Instant::now() + HANDSHAKE_STALE);
     table.on_send(&dialled, [&b"first"[..]].into_iter(), || start);
+    table.on_probe(&dialled, &long_header(b"theirs", b"old"));
     assert_eq!(table.add_candidate(&dialled, real(2), again), Added::Afresh);
+    assert!(table.is_given_up(&dialled, &long_header(b"theirs", b"old")), "its farewell is not sent");
+    assert!(!table.is_given_up(&dialled, &long_header(b"theirs", b"new")));
     table.on_send(&dialled, [&b"second"[..]].into_iter(), || again);
     assert_eq!(table.add_candidate(&dialled, real(3), again), Added::Flight(vec![b"second".to_vec()]));
     let all = [real(1), real(2), real(3)];
@@ -131,9 +134,22 @@ fn what_a_dialler_says_after_the_answer_is_kept_until_the_handshake_is_finished(
     let said: Vec<_> = (0..10).map(|number| vec![number]).collect();
     table.on_send(&dialled, said.iter().map(|datagram| &datagram[..]), Instant::now);
     assert_eq!(table.unheard(&dialled), said[10 - FINISH_DATAGRAMS..]);
-    table.set_finished(&dialled);
+    table.set_finishing(&dialled, false);
     table.on_send(&dialled, [&b"more"[..]].into_iter(), Instant::now);
     assert!(table.unheard(&dialled).is_empty());
+}
+
+#[test]
+fn an_acceptor_repeats_itself_only_where_the_one_who_asked_is_known() {
+    let mut table = table(8);
+    for (path, kept) in [(real(1), 0), (Path { via: Via::Forward { flow: 1 }, ..real(2) }, 1)] {
+        let asked = table.on_receive(path, &long_header(b"ours", b"theirs")).unwrap();
+        table.set_finishing(&asked, true);
+        table.on_send(&asked, [&b"answer"[..]].into_iter(), Instant::now);
+        assert_eq!(table.unheard(&asked).len(), kept);
+        table.set_finishing(&asked, false);
+        assert!(table.unheard(&asked).is_empty());
+    }
 }
 
 #[test]
