@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::stream::TokioStream;
+use super::stream::{self, TokioStream};
 use super::tls::{self, TlsIdentity};
 use crate::backoff::ReconnectionPolicy;
 use crate::cbor::CborError;
@@ -284,7 +284,7 @@ impl Session {
 
     async fn connect_to(&self, address: SocketAddr) -> Result<(TlsStream<TokioStream>, PeerId), RelayError> {
         let protocol = |error: &dyn std::fmt::Display| RelayError::Protocol(error.to_string());
-        let stream = self.network.connect_tcp(address).await?;
+        let stream = stream::connect(&*self.network, address).await?;
         let config = match self.address.key {
             Some(_) => self.tls.client(),
             None => self.tls.client_of_anyone(),

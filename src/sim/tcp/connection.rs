@@ -3,7 +3,8 @@
 //! Drive it with [`Connection::on_segment`], [`Connection::on_timeout`] at [`Connection::deadline`], and after each call,
 //! as after each read and write, with [`Connection::poll_transmit`] until it returns `None`.
 //!
-//! Not TCP to the bit: no options, no simultaneous open, no delayed acknowledgements, numbers start at 0.
+//! It repeats what was lost when Linux does: timestamps measure every round trip, and a probe of the tail comes before the
+//! timeout. Not TCP to the bit: no simultaneous open, no delayed or selective acknowledgements, numbers start at 0.
 
 use std::io;
 use std::task::Waker;
@@ -21,9 +22,14 @@ pub(super) const GIVE_UP: Duration = Duration::from_secs(30);
 /// RFC 6298, section 2: before a round trip was measured.
 const INITIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Bounds of the retransmission timeout; what most systems use, and short enough to notice that a partition healed.
-const MIN_TIMEOUT: Duration = Duration::from_millis(200);
+/// What the timeout is longer than the round trip at least, as on Linux; and how long it may get, short enough to notice
+/// that a partition healed.
+const MIN_MARGIN: Duration = Duration::from_millis(200);
 const MAX_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// RFC 8985, section 7.2: beyond two round trips, when several segments are on their way, and when one is, whose
+/// acknowledgement may be delayed.
+const PROBE_MARGIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
 
 /// How long a closed connection stays to answer what comes late.
 const LINGER: Duration = Duration::from_secs(10);
@@ -47,8 +53,9 @@ pub(super) struct Connection {
     abandoned: bool,
     timeout: Duration,
     smoothed: Option<(Duration, Duration)>,
-    /// The number whose acknowledgement tells the round trip, and when it went out.
-    timed: Option<(u64, Duration)>,
+    /// When the segment was sent that the next acknowledgement is for.
+    echo: Option<Duration>,
+    probe_tail_at: Option<Duration>,
     retransmit_at: Option<Duration>,
     linger_until: Option<Duration>,
     /// When we last heard from the peer, or began to wait for it.
@@ -66,8 +73,9 @@ impl Connection {
         Self::new(now, State::Connecting)
     }
 
-    pub(super) fn accept(now: Duration) -> Self {
-        Self::new(now, State::Accepting)
+    /// Answers a greeting that was sent at `greeted`.
+    pub(super) fn accept(now: Duration, greeted: Duration) -> Self {
+        Self { echo: Some(greeted), ..Self::new(now, State::Accepting) }
     }
 
     fn new(now: Duration, state: State) -> Self {
@@ -78,7 +86,8 @@ impl Connection {
             abandoned: false,
             timeout: INITIAL_TIMEOUT,
             smoothed: None,
-            timed: Some((0, now)),
+            echo: None,
+            probe_tail_at: None,
             retransmit_at: Some(now + INITIAL_TIMEOUT),
             linger_until: None,
             heard: now,
@@ -154,11 +163,19 @@ impl Connection {
     pub(super) fn deadline(&self) -> Option<Duration> {
         match self.state {
             State::Failed(_) => None,
-            State::Connecting | State::Accepting | State::Open => self.linger_until.or(self.retransmit_at),
+            State::Connecting | State::Accepting | State::Open => {
+                self.linger_until.or_else(|| self.retransmit_at.into_iter().chain(self.probe_tail_at).min())
+            }
         }
     }
 
     pub(super) fn on_timeout(&mut self, now: Duration) {
+        let due = self.retransmit_at.into_iter().chain(self.probe_tail_at).any(|at| at <= now);
+        if due && self.sending.may_probe() {
+            self.sending.probe_tail();
+            (self.retransmit_at, self.probe_tail_at) = (None, None);
+            return;
+        }
         if self.retransmit_at.is_none_or(|at| at > now) {
             return;
         }
@@ -166,8 +183,7 @@ impl Connection {
             return self.fail(io::ErrorKind::TimedOut);
         }
         self.timeout = (self.timeout * 2).min(MAX_TIMEOUT);
-        self.timed = None;
-        self.retransmit_at = None;
+        (self.retransmit_at, self.probe_tail_at) = (None, None);
         match self.state {
             State::Connecting | State::Accepting => self.greeting_due = true,
             State::Open if self.sending.is_outstanding() => self.sending.on_timeout(),
@@ -177,18 +193,22 @@ impl Connection {
     }
 
     pub(super) fn on_segment(&mut self, now: Duration, segment: &Segment) {
+        // RFC 7323, section 4.3: of what fills a gap, not of what came after it.
+        if segment.kind != Kind::Reset && segment.sequence <= self.receiving.expected {
+            self.echo = Some(segment.sent);
+        }
         match (self.state, segment.kind) {
             (State::Failed(_), _) | (State::Connecting, Kind::Syn | Kind::Data | Kind::Probe) => {}
             (State::Connecting, Kind::Reset) => self.fail(io::ErrorKind::ConnectionRefused),
             (State::Accepting | State::Open, Kind::Reset) => self.fail(io::ErrorKind::ConnectionReset),
             (State::Connecting, Kind::SynAck) => {
-                self.open(now);
+                self.open(now, segment);
                 self.sending.on_acknowledged(0, segment.window, false);
                 self.acknowledgement_due = true;
             }
             (State::Accepting, Kind::Syn) => self.greeting_due = true,
             (State::Accepting, _) => {
-                self.open(now);
+                self.open(now, segment);
                 self.on_data(now, segment);
             }
             // Our answer was lost.
@@ -208,19 +228,14 @@ impl Connection {
             State::Connecting | State::Accepting => {
                 let kind = if self.state == State::Connecting { Kind::Syn } else { Kind::SynAck };
                 self.retransmit_at.get_or_insert(now + self.timeout);
-                return std::mem::take(&mut self.greeting_due).then(|| self.segment(kind, 0, Bytes::new(), false));
+                return std::mem::take(&mut self.greeting_due).then(|| self.segment(now, kind, 0, Bytes::new(), false));
             }
             State::Open => {}
         }
         if let Some(chunk) = self.sending.poll_chunk() {
-            // What was sent twice does not tell which of the two was acknowledged.
-            match self.timed {
-                _ if chunk.is_repeated => self.timed = None,
-                None => self.timed = Some((chunk.end(), now)),
-                Some(_) => {}
-            }
             self.retransmit_at.get_or_insert(now + self.timeout);
-            return Some(self.segment(Kind::Data, chunk.sequence, chunk.payload, chunk.finish));
+            self.probe_tail_at = self.probe_tail_at(now);
+            return Some(self.segment(now, Kind::Data, chunk.sequence, chunk.payload, chunk.finish));
         }
         self.retransmit_at = match self.retransmit_at {
             at if self.sending.is_busy() => at.or(Some(now + self.timeout)),
@@ -230,22 +245,30 @@ impl Connection {
             self.linger_until.get_or_insert(now + LINGER);
         }
         if std::mem::take(&mut self.probe_due) {
-            return Some(self.segment(Kind::Probe, 0, Bytes::new(), false));
+            return Some(self.segment(now, Kind::Probe, 0, Bytes::new(), false));
         }
-        std::mem::take(&mut self.acknowledgement_due).then(|| self.segment(Kind::Data, 0, Bytes::new(), false))
+        std::mem::take(&mut self.acknowledgement_due).then(|| self.segment(now, Kind::Data, 0, Bytes::new(), false))
     }
 
-    fn segment(&mut self, kind: Kind, sequence: u64, payload: Bytes, finish: bool) -> Segment {
+    fn segment(&mut self, sent: Duration, kind: Kind, sequence: u64, payload: Bytes, finish: bool) -> Segment {
         self.acknowledgement_due = false;
         let window = self.receiving.announce();
-        Segment { kind, sequence, acknowledged: self.receiving.expected, window, payload, finish }
+        let (acknowledged, echo) = (self.receiving.expected, self.echo);
+        Segment { kind, sequence, acknowledged, window, sent, echo, payload, finish }
     }
 
-    fn open(&mut self, now: Duration) {
+    /// When the last segment is sent once more, unless something is heard before.
+    fn probe_tail_at(&self, now: Duration) -> Option<Duration> {
+        let (smoothed, _) = self.smoothed.filter(|_| self.sending.may_probe())?;
+        let margin = if self.sending.outstanding() > 1 { PROBE_MARGIN.0 } else { PROBE_MARGIN.1 };
+        Some(now + smoothed * 2 + margin)
+    }
+
+    fn open(&mut self, now: Duration, segment: &Segment) {
         self.state = State::Open;
         self.greeting_due = false;
         self.heard = now;
-        self.measure(now, 0);
+        self.measure(now, segment);
         self.retransmit_at = None;
     }
 
@@ -253,8 +276,9 @@ impl Connection {
         self.heard = now;
         let is_bare = segment.length() == 0 && segment.kind == Kind::Data;
         if self.sending.on_acknowledged(segment.acknowledged, segment.window, is_bare) {
-            self.measure(now, segment.acknowledged);
+            self.measure(now, segment);
             self.retransmit_at = None;
+            self.probe_tail_at = self.probe_tail_at(now);
         }
         if self.abandoned && !segment.payload.is_empty() && self.receiving.expected <= segment.sequence {
             return self.reset();
@@ -263,17 +287,16 @@ impl Connection {
         self.receiving.take(segment);
     }
 
-    /// RFC 6298, section 2.
-    fn measure(&mut self, now: Duration, acknowledged: u64) {
-        let Some((_, sent)) = self.timed.filter(|(end, _)| *end <= acknowledged) else { return };
-        self.timed = None;
+    /// RFC 6298, section 2, of an acknowledgement of something new.
+    fn measure(&mut self, now: Duration, segment: &Segment) {
+        let Some(sent) = segment.echo else { return };
         let sample = now.saturating_sub(sent);
         let (smoothed, variation) = match self.smoothed {
             None => (sample, sample / 2),
             Some((old, variation)) => ((old * 7 + sample) / 8, (variation * 3 + old.abs_diff(sample)) / 4),
         };
         self.smoothed = Some((smoothed, variation));
-        self.timeout = (smoothed + variation * 4).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
+        self.timeout = (smoothed + (variation * 4).max(MIN_MARGIN)).min(MAX_TIMEOUT);
     }
 
     /// A peer that owed nothing until now has its full time to answer.
@@ -285,7 +308,7 @@ impl Connection {
 
     fn fail(&mut self, kind: io::ErrorKind) {
         self.state = State::Failed(kind);
-        self.retransmit_at = None;
+        (self.retransmit_at, self.probe_tail_at) = (None, None);
     }
 
     /// Somebody who waits for it should look again.

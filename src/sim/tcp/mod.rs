@@ -159,7 +159,7 @@ impl Tcp {
             Some(_) if segment.kind == Kind::Syn && is_full => Fate::SocketFull,
             Some((listener, _)) if segment.kind == Kind::Syn => {
                 let listener = *listener;
-                let id = self.insert(host, (to, from), Some(listener), Connection::accept(now));
+                let id = self.insert(host, (to, from), Some(listener), Connection::accept(now, segment.sent));
                 if let Some(bound) = self.listeners.get_mut(&listener) {
                     bound.being_made.insert(id);
                 }

@@ -1,5 +1,7 @@
 //! What two ends of a simulated TCP connection say to each other.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 /// Bytes of the stream in one segment, at most; fits every link that QUIC can use.
@@ -18,6 +20,9 @@ pub(in crate::sim) struct Segment {
     pub(super) acknowledged: u64,
     /// Bytes from there that the sender of this segment has room for.
     pub(super) window: u64,
+    /// When it was sent, and when what it answers was (RFC 7323).
+    pub(super) sent: Duration,
+    pub(super) echo: Option<Duration>,
     pub(super) payload: Bytes,
     /// Nothing comes after the payload.
     pub(super) finish: bool,
@@ -39,8 +44,8 @@ pub(super) enum Kind {
 
 impl Segment {
     pub(super) fn reset() -> Self {
-        let (sequence, acknowledged, window) = (0, 0, 0);
-        Self { kind: Kind::Reset, sequence, acknowledged, window, payload: Bytes::new(), finish: false }
+        let (sequence, acknowledged, window, sent, echo) = (0, 0, 0, Duration::ZERO, None);
+        Self { kind: Kind::Reset, sequence, acknowledged, window, sent, echo, payload: Bytes::new(), finish: false }
     }
 
     pub(in crate::sim) fn size(&self) -> usize {

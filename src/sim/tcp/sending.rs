@@ -1,7 +1,9 @@
 //! The sending half of a connection: what is unacknowledged, what may go out, and what goes out again.
 //!
-//! Slow start and halving at a loss, as in RFC 5681. Three repeated acknowledgements bring one segment back; when that was
-//! not the only one missing, or at a timeout, everything from there on goes out again.
+//! Slow start and halving at a loss, as in RFC 5681. Three repeated acknowledgements bring one segment back, or fewer when
+//! fewer can come (RFC 5827; systems get there by RFC 8985). When that was not the only one missing, or at a timeout,
+//! everything from there on goes out again. Before the first timeout the last segment is sent once more, so that the
+//! other end shows what it lacks: the tail loss probe of RFC 8985.
 
 use std::collections::VecDeque;
 
@@ -26,8 +28,6 @@ pub(super) struct Sending {
     first: u64,
     /// The number of the next byte to go out.
     next: u64,
-    /// The number after the last byte that ever went out.
-    highest: u64,
     finish: bool,
     finish_acknowledged: bool,
     /// The first number that the receiver has no room for.
@@ -35,6 +35,11 @@ pub(super) struct Sending {
     congestion: u64,
     threshold: u64,
     duplicates: u32,
+    /// Where the segments end that are on their way.
+    ends: VecDeque<u64>,
+    /// A probe of the tail goes out next; was sent since the last news.
+    probe: bool,
+    probed: bool,
     /// A loss is being repaired.
     recovery: Option<Recovery>,
     resend: bool,
@@ -53,7 +58,6 @@ pub(super) struct Chunk {
     pub(super) sequence: u64,
     pub(super) payload: Bytes,
     pub(super) finish: bool,
-    pub(super) is_repeated: bool,
 }
 
 impl Chunk {
@@ -69,13 +73,15 @@ impl Sending {
             bytes: VecDeque::new(),
             first: 0,
             next: 0,
-            highest: 0,
             finish: false,
             finish_acknowledged: false,
             edge: 0,
             congestion: INITIAL_CONGESTION_WINDOW,
             threshold: u64::MAX,
             duplicates: 0,
+            ends: VecDeque::new(),
+            probe: false,
+            probed: false,
             recovery: None,
             resend: false,
         }
@@ -110,6 +116,21 @@ impl Sending {
         self.first < self.next
     }
 
+    /// How many segments are on their way.
+    pub(super) fn outstanding(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether a probe of the tail may still come before the next timeout.
+    pub(super) fn may_probe(&self) -> bool {
+        self.is_outstanding() && !self.probed && self.recovery.is_none()
+    }
+
+    /// The last segment goes out once more.
+    pub(super) fn probe_tail(&mut self) {
+        (self.probe, self.probed) = (true, true);
+    }
+
     /// Something waits, for an acknowledgement or for room.
     pub(super) fn is_busy(&self) -> bool {
         self.first < self.end()
@@ -133,11 +154,12 @@ impl Sending {
         self.finish_acknowledged |= count > of_bytes;
         self.first = acknowledged;
         self.next = self.next.max(acknowledged);
-        self.duplicates = 0;
+        self.ends.retain(|end| *end > acknowledged);
+        (self.duplicates, self.probed) = (0, false);
         match &mut self.recovery {
             Some(recovery) if acknowledged < recovery.until => {
                 if !std::mem::replace(&mut recovery.went_back, true) {
-                    self.next = self.first;
+                    self.go_back();
                 }
             }
             _ => {
@@ -154,8 +176,8 @@ impl Sending {
     pub(super) fn on_timeout(&mut self) {
         self.threshold = ((self.next - self.first) / 2).max(2 * SEGMENT);
         self.congestion = 2 * SEGMENT;
-        self.next = self.first;
-        self.duplicates = 0;
+        self.go_back();
+        (self.duplicates, self.probed) = (0, true);
         self.recovery = None;
         self.resend = false;
     }
@@ -165,6 +187,10 @@ impl Sending {
         if std::mem::take(&mut self.resend) && self.is_outstanding() {
             return Some(self.chunk(self.first, self.next));
         }
+        if std::mem::take(&mut self.probe) && self.is_outstanding() {
+            let before = self.ends.iter().rev().nth(1).copied().unwrap_or(self.first);
+            return Some(self.chunk(before.max(self.first), self.next));
+        }
         let limit = self.end().min(self.edge).min(self.first + self.congestion);
         // The end needs no room.
         let end_alone = self.finish && self.next == self.first + self.bytes.len() as u64;
@@ -173,13 +199,21 @@ impl Sending {
         }
         let chunk = self.chunk(self.next, limit);
         self.next = chunk.end();
-        self.highest = self.highest.max(self.next);
+        self.ends.push_back(self.next);
         Some(chunk)
+    }
+
+    /// Everything unacknowledged goes out again.
+    fn go_back(&mut self) {
+        self.next = self.first;
+        self.ends.clear();
+        self.probe = false;
     }
 
     fn on_duplicate(&mut self) {
         self.duplicates += 1;
-        if self.duplicates == DUPLICATES_OF_A_LOSS && self.recovery.is_none() {
+        let others = u32::try_from(self.ends.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        if self.duplicates >= others.clamp(1, DUPLICATES_OF_A_LOSS) && self.recovery.is_none() {
             self.threshold = ((self.next - self.first) / 2).max(2 * SEGMENT);
             self.congestion = self.threshold;
             self.recovery = Some(Recovery { until: self.next, went_back: false });
@@ -192,8 +226,8 @@ impl Sending {
         let most = limit.saturating_sub(sequence).min(SEGMENT) as usize;
         let end = (start + most).min(self.bytes.len()).max(start);
         let payload = self.bytes.range(start..end).copied().collect();
-        let (finish, is_repeated) = (self.finish && end == self.bytes.len(), sequence < self.highest);
-        Chunk { sequence, payload, finish, is_repeated }
+        let finish = self.finish && end == self.bytes.len();
+        Chunk { sequence, payload, finish }
     }
 
     fn end(&self) -> u64 {

@@ -28,9 +28,10 @@ struct Wire {
 
 impl Wire {
     fn new(seed: u64) -> Self {
-        let ends = [Connection::connect(Duration::ZERO), Connection::accept(Duration::ZERO)];
+        let ends = [Connection::connect(Duration::ZERO), Connection::accept(Duration::ZERO, Duration::ZERO)];
         let (rng, between) = (ChaCha8Rng::seed_from_u64(seed), BTreeMap::new());
-        Self { now: Duration::ZERO, rng, loss: 0.0, doubling: 0.0, jitter: 0, ends, between, sent: 0 }
+        // The second end answers the first one's greeting, which took until now.
+        Self { now: millis(10), rng, loss: 0.0, doubling: 0.0, jitter: 0, ends, between, sent: 0 }
     }
 
     /// A wire whose ends are open.
@@ -149,6 +150,8 @@ fn segments_beyond_the_window_and_from_the_past_change_nothing() {
         sequence,
         acknowledged: 0,
         window: 0,
+        sent: Duration::ZERO,
+        echo: None,
         payload: vec![1; length].into(),
         finish: false,
     };
@@ -177,6 +180,68 @@ fn one_lost_segment_costs_one_segment_and_no_timeout() {
     }
     assert!(wire.now - start <= millis(40), "took {:?}", wire.now - start);
     assert!(after <= 9, "{after} segments");
+}
+
+/// Writes segments of 100 bytes each, loses these transmissions of them (by number, repetitions included), and returns how
+/// long it takes until everything is there. A round trip is 20 ms.
+fn time_without(lost: &[usize], segments: usize) -> Duration {
+    let mut wire = Wire::open();
+    let (start, mut number) = (wire.now, 0);
+    for _ in 0..segments {
+        wire.ends[0].write(wire.now, &[7; 100]);
+        let before = wire.sent;
+        wire.transmit();
+        assert_eq!(wire.sent, before + 1);
+    }
+    let mut seen = wire.sent - segments;
+    let mut missing = 100 * segments;
+    loop {
+        missing -= wire.read(1).len();
+        if missing == 0 {
+            return wire.now - start;
+        }
+        wire.transmit();
+        for ((at, sent), (to, segment)) in std::mem::take(&mut wire.between) {
+            let is_new = sent > seen && to == 1 && segment.length() > 0;
+            number += usize::from(is_new);
+            if !is_new || !lost.contains(&number) {
+                wire.between.insert((at, sent), (to, segment));
+            }
+        }
+        seen = wire.sent;
+        assert!(wire.step(start + millis(60_000)), "nothing more happens");
+    }
+}
+
+#[test]
+fn what_is_lost_at_the_end_comes_again_as_early_as_linux_sends_it() {
+    // Alone: when the timeout would come, a round trip and 200 ms, but the timeout after that is not doubled yet.
+    assert_eq!(time_without(&[1], 1), millis(220 + 10));
+    assert_eq!(time_without(&[1, 2], 1), millis(220 + 220 + 10));
+    assert_eq!(time_without(&[1, 2, 3], 1), millis(220 + 220 + 440 + 10));
+    assert_eq!(time_without(&[3], 3), millis(20 + 220 + 10), "after others, from when those were acknowledged");
+    // Two: the last one after two round trips and 2 ms, and what that is answered with shows that the other is missing.
+    assert_eq!(time_without(&[2, 3], 3), millis(20 + 42 + 20 + 10));
+    // Before others: what they are answered with shows it.
+    assert_eq!(time_without(&[1], 2), millis(20 + 10));
+}
+
+#[test]
+fn a_greeting_that_was_lost_does_not_slow_down_what_follows() {
+    let mut wire = Wire::new(1);
+    wire.ends[1] = Connection::accept(millis(1_010), millis(1_000));
+    while wire.now < millis(1_000) {
+        wire.transmit();
+        wire.between.clear();
+        wire.step(millis(1_000));
+    }
+    wire.run_until(millis(1_100));
+    assert_eq!(wire.ends.each_ref().map(Connection::is_open), [Ok(true); 2]);
+    wire.ends[0].write(wire.now, &[7; 100]);
+    wire.transmit();
+    wire.between.clear();
+    wire.run_until(millis(1_100 + 230));
+    assert_eq!(wire.read(1).len(), 100);
 }
 
 #[test]

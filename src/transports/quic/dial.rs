@@ -8,14 +8,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::connection::{Established, QuicConnection};
 use super::errors::connection_error;
 use super::hello;
 use super::paths::RouteGuard;
+use super::repeat;
 use super::transport::QuicTransportImpl;
-use super::traversal::Meeting;
+use super::traversal::{DialNews, Meeting};
 use crate::address::PeerAddress;
 use crate::ids::PeerId;
 use crate::limits::{SOCKET_ROUTES, TICKET_MAX_RELAYS};
@@ -85,8 +86,8 @@ struct Race<'a> {
     /// Finds further paths meanwhile.
     meeting: Option<&'a Meeting>,
     relays: &'a [RelayAddress],
-    /// Virtual addresses that are being tried.
-    running: Vec<SocketAddr>,
+    /// Virtual addresses that are being tried, and how to give them up.
+    running: Vec<(SocketAddr, AbortHandle)>,
     attempts: JoinSet<Result<Established, Failure>>,
 }
 
@@ -103,9 +104,9 @@ impl Race<'_> {
         self.launch();
         let mut error = TransportError::Limit { what: "routes", limit: SOCKET_ROUTES };
         loop {
-            let held = async {
+            let news = async {
                 match self.meeting {
-                    Some(meeting) => meeting.held_route().await,
+                    Some(meeting) => meeting.news().await,
                     None => std::future::pending().await,
                 }
             };
@@ -115,15 +116,18 @@ impl Race<'_> {
                     Some(ended) => ended,
                     None => break,
                 },
-                route = held => {
-                    self.attempt(route);
+                news = news => {
+                    match news {
+                        DialNews::Held(route) => self.attempt(route),
+                        DialNews::Afresh(virtual_address) => self.begin_again(virtual_address),
+                    }
                     continue;
                 }
             };
             match ended {
                 Ok(Ok(established)) => return Ok(established),
                 Ok(Err(failure)) => {
-                    self.running.retain(|running| *running != failure.virtual_address);
+                    self.running.retain(|(running, _)| *running != failure.virtual_address);
                     let before = self.candidates.len();
                     if let Some(stranger) = failure.answered_from {
                         self.candidates.retain(|candidate| !same_address(candidate, &stranger));
@@ -135,6 +139,7 @@ impl Race<'_> {
                     }
                     error = failure.error;
                 }
+                Err(stopped) if stopped.is_cancelled() => {}
                 Err(stopped) => error = TransportError::Lost(stopped.to_string()),
             }
         }
@@ -159,10 +164,10 @@ impl Race<'_> {
 
     /// Starts an attempt on a route, unless there is one.
     fn attempt(&mut self, route: RouteGuard) {
-        if !self.running.contains(&route.address()) {
-            self.running.push(route.address());
+        let address = route.address();
+        if !self.running.iter().any(|(running, _)| *running == address) {
             let (transport, peer, relays) = (self.transport.clone(), self.peer, self.relays.to_vec());
-            self.attempts.spawn(async move {
+            let attempt = self.attempts.spawn(async move {
                 let virtual_address = route.address();
                 let attempted = attempt(&transport, peer, route, relays).await;
                 attempted.map_err(|(error, _route)| Failure {
@@ -171,7 +176,17 @@ impl Race<'_> {
                     error,
                 })
             });
+            self.running.push((address, attempt));
         }
+    }
+
+    /// Gives up a handshake that nobody answered for a new one on the same route.
+    fn begin_again(&mut self, virtual_address: SocketAddr) {
+        let Some(route) = self.transport.paths.hold(virtual_address) else { return };
+        if let Some(place) = self.running.iter().position(|(running, _)| *running == virtual_address) {
+            self.running.swap_remove(place).1.abort();
+        }
+        self.attempt(route);
     }
 }
 
@@ -236,6 +251,7 @@ async fn handshake(
             (quinn, said)
         }
     };
+    tokio::spawn(repeat::until_confirmed(transport.paths.clone(), quinn.clone()));
     let hello = hello::hear(&quinn, idle).await?;
     // The verifier has seen to it; a resumed session remembers whom it was made with.
     if authenticated_peer(&quinn) == Some(peer) { Ok((quinn, hello)) } else { Err(TransportError::WrongPeer) }

@@ -11,6 +11,7 @@ use super::dial::authenticated_peer;
 use super::errors::connection_error;
 use super::hello;
 use super::paths::RouteGuard;
+use super::repeat;
 use super::transport::QuicTransportImpl;
 use crate::transport::{CloseReason, Connection, TransportError};
 
@@ -36,6 +37,7 @@ pub(super) async fn run(transport: Arc<QuicTransportImpl>, endpoint: Endpoint) {
             incoming.refuse();
             continue;
         };
+        transport.paths.set_finishing(&route.address(), true);
         let epoch = Arc::default();
         let Ok(connecting) = incoming.accept_with(transport.server_config(&epoch)) else { continue };
         tokio::spawn(async move {
@@ -62,7 +64,7 @@ async fn accept(
     };
     // Only hellos are exchanged before the handshake is complete.
     let complete = async {
-        complete.await;
+        repeat::until_complete(&transport.paths, &route.address(), complete).await;
         Ok(())
     };
     let (say, hear) = (hello::say(&quinn, &transport.options.hello, idle), hello::hear(&quinn, idle));

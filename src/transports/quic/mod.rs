@@ -24,6 +24,7 @@ mod paths;
 mod peer_state;
 mod pool;
 mod queue;
+mod repeat;
 mod routes;
 mod stream_pool;
 mod streams;

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::addresses::canonical;
 use super::demux::{Protocol, protocol, retain_segments};
 use super::path_socket::{SocketStats, send_to};
-use super::routes::{Route, RouteTable, Seen};
+use super::routes::{Added, Route, RouteTable, Seen};
 use super::unproven::Unproven;
 use crate::limits::{SOCKET_INJECTED, SOCKET_ROUTES, SOCKET_STUN_WAITING};
 use crate::nat::path::{Path, Via};
@@ -127,19 +127,24 @@ impl Paths {
     }
 
     /// One more path for a dial that nobody answered yet: what was sent so far goes there at once.
-    /// Returns the route that holds the path already, if one does: the peer has to be dialled on that one as well.
-    pub(super) fn add_candidate(self: &Arc<Self>, virtual_address: &SocketAddr, path: Path) -> Option<RouteGuard> {
+    pub(super) fn add_candidate(self: &Arc<Self>, virtual_address: &SocketAddr, path: Path) -> Offered {
         let holder = self.routes().holder(virtual_address, &path);
         if let Some(holder) = holder {
-            return self.hold(holder);
+            return self.hold(holder).map_or(Offered::Taken, Offered::Held);
         }
-        let flight = self.routes().add_candidate(virtual_address, path);
-        for datagram in flight {
-            if self.may_send(&path) {
-                self.send(path, &datagram);
+        let added = self.routes().add_candidate(virtual_address, path, Instant::now().into_std());
+        match added {
+            Added::Nothing => Offered::Taken,
+            Added::Afresh => Offered::Afresh,
+            Added::Flight(flight) => {
+                for datagram in flight {
+                    if self.may_send(&path) {
+                        self.send(path, &datagram);
+                    }
+                }
+                Offered::Taken
             }
         }
-        None
     }
 
     /// Keeps the route of a connection that a peer makes; `None` when it was forgotten meanwhile.
@@ -169,6 +174,11 @@ impl Paths {
     /// Whether the path in use may be dead: what goes out is kept then.
     pub(super) fn set_in_doubt(&self, virtual_address: &SocketAddr, in_doubt: bool) {
         self.routes().set_in_doubt(virtual_address, in_doubt);
+    }
+
+    /// Whether what goes out is kept, because the handshake may have to be said again.
+    pub(super) fn set_finishing(&self, virtual_address: &SocketAddr, finishing: bool) {
+        self.routes().set_finishing(virtual_address, finishing);
     }
 
     /// Sends what nobody may have heard once more, now that there is a path.
@@ -255,8 +265,10 @@ impl Paths {
     /// As [`send_by`](Self::send_by). Blocked for some candidates is loss for them; blocked for all is worth waiting for.
     pub(super) fn transmit(&self, socket: &dyn AsyncUdpSocket, transmit: &Transmit<'_>) -> std::io::Result<()> {
         let mut routes = self.routes();
-        let last = segments(transmit).next_back().unwrap_or_default();
-        routes.on_send(&transmit.destination, last, || Instant::now().into_std());
+        if routes.is_given_up(&transmit.destination, transmit.contents) {
+            return Ok(());
+        }
+        routes.on_send(&transmit.destination, segments(transmit), || Instant::now().into_std());
         let candidates = match routes.route(&transmit.destination) {
             None => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -467,6 +479,17 @@ fn segments<'a>(transmit: &Transmit<'a>) -> std::slice::Chunks<'a, u8> {
 fn is_network_gone(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{AddrNotAvailable, HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied};
     matches!(error.kind(), AddrNotAvailable | HostUnreachable | NetworkDown | NetworkUnreachable | PermissionDenied)
+}
+
+/// What has to be done for a path that was offered to a dial.
+#[derive(Debug)]
+pub(super) enum Offered {
+    /// Nothing more.
+    Taken,
+    /// This route holds the path already: the peer has to be dialled on that one as well.
+    Held(RouteGuard),
+    /// The handshake under way is too old to be heard there: it has to begin again.
+    Afresh,
 }
 
 /// Keeps a route while a dial or a connection needs it.

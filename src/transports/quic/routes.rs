@@ -8,19 +8,24 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::Notify;
 
 use crate::limits::PATHS_PER_PEER;
-use crate::nat::path::Path;
+use crate::nat::path::{Path, Via};
 
 /// Connection ids of our own that a probing route remembers: one per attempt that shares it. More: the oldest is forgotten.
 const PROBE_IDS: usize = 8;
 /// Datagrams of a dial that are kept for candidates that become known later: the first flight, not more.
 const FLIGHT_DATAGRAMS: usize = 4;
+/// The same of what a dialler says with the end of its handshake: the peer reads nothing of it while a part is missing.
+const FINISH_DATAGRAMS: usize = 8;
+/// A handshake without an answer for this long is not worth being heard by a new candidate: QUIC would take the time until
+/// now for a part of the round trip, and wait for several times as long whenever a packet is lost. A fresh one is.
+const HANDSHAKE_STALE: Duration = Duration::from_millis(300);
 /// Virtual addresses have no ports; quinn wants one that is not 0.
 const VIRTUAL_PORT: u16 = 1;
 /// The first byte of a QUIC long header has these bits set (RFC 9000, section 17.2).
@@ -53,9 +58,26 @@ struct Slot {
     attached: Vec<Path>,
     /// What was sent last, newest first: kept while nobody is known to receive it.
     flight: VecDeque<Vec<u8>>,
+    /// Our connection ids of handshakes that began again. Their farewells would be greetings to whoever never heard of them.
+    given_up: VecDeque<Vec<u8>>,
+    /// When the first of it was sent.
+    flight_since: Option<Instant>,
     /// The path in use may be dead.
     in_doubt: bool,
+    /// A handshake is under way that the other end has not confirmed yet.
+    finishing: bool,
     traffic: Traffic,
+}
+
+impl Slot {
+    /// Keeps a datagram that may have to be sent once more, with at most so many.
+    fn keep(&mut self, most: usize, datagram: &[u8], now: impl Fn() -> Instant) {
+        if self.flight.is_empty() {
+            self.flight_since = Some(now());
+        }
+        self.flight.truncate(most - 1);
+        self.flight.push_front(datagram.to_vec());
+    }
 }
 
 /// What goes and comes on a route, for whoever watches over its paths.
@@ -75,6 +97,17 @@ pub(super) struct Seen {
     pub(super) unanswered_since: Option<Instant>,
     /// Whether sending failed since the last time that was asked.
     pub(super) send_failed: bool,
+}
+
+/// What a dial does with one more candidate.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Added {
+    /// Nothing: it was known, or another route holds it, or the dial was answered meanwhile.
+    Nothing,
+    /// Sends there what was sent to the others so far, oldest first.
+    Flight(Vec<Vec<u8>>),
+    /// Shakes hands anew.
+    Afresh,
 }
 
 /// The table. Every path belongs to at most one virtual address.
@@ -160,25 +193,38 @@ impl RouteTable {
         }
     }
 
+    /// Whether a packet belongs to a handshake that was given up for a new one.
+    pub(super) fn is_given_up(&self, virtual_address: &SocketAddr, packet: &[u8]) -> bool {
+        let given_up = self.slots.get(virtual_address).map(|slot| &slot.given_up).filter(|ids| !ids.is_empty());
+        given_up.is_some_and(|ids| connection_ids(packet).is_some_and(|(_, source)| ids.iter().any(|id| id == source)))
+    }
+
     /// The route of a connection, dial or handshake that holds this path, if another than `virtual_address` does.
     pub(super) fn holder(&self, virtual_address: &SocketAddr, path: &Path) -> Option<SocketAddr> {
         let owner = self.by_path.get(path).filter(|owner| *owner != virtual_address)?;
         self.slots.get(owner).is_some_and(|slot| slot.pins > 0).then_some(*owner)
     }
 
-    /// One more path for a dial that nobody answered yet; returns what was sent to the others so far, oldest first.
-    /// Nothing for a path that another route holds, or when the dial was answered meanwhile.
-    pub(super) fn add_candidate(&mut self, virtual_address: &SocketAddr, path: Path) -> Vec<Vec<u8>> {
+    /// One more path for a dial that nobody answered yet.
+    pub(super) fn add_candidate(&mut self, virtual_address: &SocketAddr, path: Path, now: Instant) -> Added {
         if !self.claim(virtual_address, path) {
-            return Vec::new();
+            return Added::Nothing;
         }
-        let Some(slot) = self.slots.get_mut(virtual_address) else { return Vec::new() };
+        let Some(slot) = self.slots.get_mut(virtual_address) else { return Added::Nothing };
         match &mut slot.route {
-            Route::Probing { candidates, .. } if candidates.len() < PATHS_PER_PEER && !candidates.contains(&path) => {
+            Route::Probing { candidates, ids } if candidates.len() < PATHS_PER_PEER && !candidates.contains(&path) => {
                 candidates.push(path);
-                slot.flight.iter().rev().cloned().collect()
+                let stale = slot.flight_since.is_some_and(|since| now >= since + HANDSHAKE_STALE);
+                if stale {
+                    slot.flight.clear();
+                    slot.flight_since = None;
+                    slot.given_up.extend(ids.drain(..));
+                    slot.given_up.drain(..slot.given_up.len().saturating_sub(PROBE_IDS));
+                    return Added::Afresh;
+                }
+                Added::Flight(slot.flight.iter().rev().cloned().collect())
             }
-            Route::Probing { .. } | Route::Settled(_) => Vec::new(),
+            Route::Probing { .. } | Route::Settled(_) => Added::Nothing,
         }
     }
 
@@ -187,6 +233,16 @@ impl RouteTable {
         if let Some(slot) = self.slots.get_mut(virtual_address) {
             slot.in_doubt = in_doubt;
         }
+    }
+
+    /// Whether what goes out is kept, since the end of a handshake may have to be said again. It begins by itself when a dial
+    /// is answered, and not at all for a peer that may be somebody else's address.
+    pub(super) fn set_finishing(&mut self, virtual_address: &SocketAddr, finishing: bool) {
+        let Some(slot) = self.slots.get_mut(virtual_address) else { return };
+        if !finishing && slot.finishing {
+            slot.flight.clear();
+        }
+        slot.finishing = finishing && matches!(slot.route, Route::Settled(path) if path.via != Via::Socket);
     }
 
     /// What went out last while nobody was known to receive it, oldest first, to be sent once more: QUIC itself would wait
@@ -246,12 +302,20 @@ impl RouteTable {
         }
     }
 
-    /// Datagrams go out on a route, `last` as the last of them.
-    pub(super) fn on_send(&mut self, virtual_address: &SocketAddr, last: &[u8], now: impl FnOnce() -> Instant) {
+    /// Datagrams go out on a route.
+    pub(super) fn on_send<'a>(
+        &mut self,
+        virtual_address: &SocketAddr,
+        mut datagrams: impl DoubleEndedIterator<Item = &'a [u8]>,
+        now: impl Fn() -> Instant,
+    ) {
         let Some(slot) = self.slots.get_mut(virtual_address) else { return };
-        if slot.in_doubt || matches!(slot.route, Route::Probing { .. }) {
-            slot.flight.truncate(FLIGHT_DATAGRAMS - 1);
-            slot.flight.push_front(last.to_vec());
+        if slot.finishing {
+            for datagram in datagrams {
+                slot.keep(FINISH_DATAGRAMS, datagram, &now);
+            }
+        } else if slot.in_doubt || matches!(slot.route, Route::Probing { .. }) {
+            datagrams.next_back().into_iter().for_each(|last| slot.keep(FLIGHT_DATAGRAMS, last, &now));
         }
         if slot.traffic.unanswered_since.is_none() {
             slot.traffic.unanswered_since = Some(now());
@@ -284,6 +348,7 @@ impl RouteTable {
                 let losers = std::mem::take(candidates);
                 slot.route = Route::Settled(path);
                 slot.flight.clear();
+                slot.finishing = true;
                 for loser in losers.iter().filter(|loser| **loser != path) {
                     self.by_path.remove(loser);
                 }
@@ -331,7 +396,10 @@ impl RouteTable {
             used: true,
             attached: Vec::new(),
             flight: VecDeque::new(),
+            given_up: VecDeque::new(),
+            flight_since: None,
             in_doubt: false,
+            finishing: false,
             traffic: Traffic::default(),
         };
         self.slots.insert(virtual_address, slot);

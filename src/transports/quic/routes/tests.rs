@@ -97,12 +97,59 @@ fn a_candidate_that_becomes_known_later_gets_what_was_sent_so_far_and_may_answer
     let mut table = table(8);
     let dialled = table.dial(&[])[0];
     table.on_probe(&dialled, &long_header(b"theirs", b"ours"));
-    table.on_send(&dialled, &long_header(b"theirs", b"ours"), Instant::now);
-    assert_eq!(table.add_candidate(&dialled, real(1)), [long_header(b"theirs", b"ours")]);
-    assert_eq!(table.add_candidate(&dialled, real(1)), Vec::<Vec<u8>>::new());
+    let start = Instant::now();
+    table.on_send(&dialled, [&long_header(b"theirs", b"ours")[..]].into_iter(), || start);
+    let flight = Added::Flight(vec![long_header(b"theirs", b"ours")]);
+    assert_eq!(table.add_candidate(&dialled, real(1), start + HANDSHAKE_STALE / 2), flight);
+    assert_eq!(table.add_candidate(&dialled, real(1), start), Added::Nothing);
     assert_eq!(table.on_receive(real(1), &long_header(b"ours", b"new")), Some(dialled));
     assert_eq!(table.route(&dialled), Some(&Route::Settled(real(1))));
-    assert!(table.add_candidate(&dialled, real(2)).is_empty(), "answered already");
+    assert_eq!(table.add_candidate(&dialled, real(2), start), Added::Nothing, "answered already");
+}
+
+#[test]
+fn a_candidate_that_becomes_known_late_is_dialled_afresh_and_the_next_one_with_it() {
+    let mut table = table(8);
+    let dialled = table.dial(&[real(1)])[0];
+    let (start, again) = (Instant::now(), Instant::now() + HANDSHAKE_STALE);
+    table.on_send(&dialled, [&b"first"[..]].into_iter(), || start);
+    table.on_probe(&dialled, &long_header(b"theirs", b"old"));
+    assert_eq!(table.add_candidate(&dialled, real(2), again), Added::Afresh);
+    assert!(table.is_given_up(&dialled, &long_header(b"theirs", b"old")), "its farewell is not sent");
+    assert!(!table.is_given_up(&dialled, &long_header(b"theirs", b"new")));
+    table.on_send(&dialled, [&b"second"[..]].into_iter(), || again);
+    assert_eq!(table.add_candidate(&dialled, real(3), again), Added::Flight(vec![b"second".to_vec()]));
+    let all = [real(1), real(2), real(3)];
+    assert!(matches!(table.route(&dialled), Some(Route::Probing { candidates, .. }) if *candidates == all));
+}
+
+#[test]
+fn what_a_dialler_says_after_the_answer_is_kept_until_the_handshake_is_finished() {
+    let mut table = table(8);
+    let dialled = table.dial(&[real(1)])[0];
+    table.on_probe(&dialled, &long_header(b"theirs", b"ours"));
+    table.on_send(&dialled, [&b"greeting"[..]].into_iter(), Instant::now);
+    table.on_receive(real(1), &long_header(b"ours", b"new"));
+    assert!(table.unheard(&dialled).is_empty());
+    let said: Vec<_> = (0..10).map(|number| vec![number]).collect();
+    table.on_send(&dialled, said.iter().map(|datagram| &datagram[..]), Instant::now);
+    assert_eq!(table.unheard(&dialled), said[10 - FINISH_DATAGRAMS..]);
+    table.set_finishing(&dialled, false);
+    table.on_send(&dialled, [&b"more"[..]].into_iter(), Instant::now);
+    assert!(table.unheard(&dialled).is_empty());
+}
+
+#[test]
+fn an_acceptor_repeats_itself_only_where_the_one_who_asked_is_known() {
+    let mut table = table(8);
+    for (path, kept) in [(real(1), 0), (Path { via: Via::Forward { flow: 1 }, ..real(2) }, 1)] {
+        let asked = table.on_receive(path, &long_header(b"ours", b"theirs")).unwrap();
+        table.set_finishing(&asked, true);
+        table.on_send(&asked, [&b"answer"[..]].into_iter(), Instant::now);
+        assert_eq!(table.unheard(&asked).len(), kept);
+        table.set_finishing(&asked, false);
+        assert!(table.unheard(&asked).is_empty());
+    }
 }
 
 #[test]
@@ -128,7 +175,7 @@ fn a_path_that_another_connection_holds_is_not_taken_over() {
     assert!(!table.attach(&other, real(1)));
     table.select(&other, real(1));
     assert_eq!(table.route(&other), Some(&Route::Settled(real(2))));
-    assert!(table.add_candidate(&other, real(1)).is_empty());
+    assert_eq!(table.add_candidate(&other, real(1), Instant::now()), Added::Nothing);
     for port in 3..3 + 2 * PATHS_PER_PEER as u16 {
         assert!(table.attach(&one, real(port)));
     }
@@ -141,8 +188,8 @@ fn a_datagram_without_an_answer_is_noticed_and_its_watcher_told_once() {
     let connected = table.on_receive(real(1), b"").unwrap();
     let (notify, now) = (Arc::new(Notify::new()), Instant::now());
     table.watch(&connected, Some(notify.clone()));
-    table.on_send(&connected, b"", || now);
-    table.on_send(&connected, b"", || unreachable!("the first one counts"));
+    table.on_send(&connected, [&b""[..]].into_iter(), || now);
+    table.on_send(&connected, [&b""[..]].into_iter(), || unreachable!("the first one counts"));
     assert_eq!(table.watch(&connected, None).unwrap().unanswered_since, Some(now));
     table.on_receive(real(1), b"");
     assert_eq!(table.watch(&connected, None).unwrap().unanswered_since, None);
@@ -155,10 +202,10 @@ fn a_datagram_without_an_answer_is_noticed_and_its_watcher_told_once() {
 fn what_went_out_last_while_a_path_was_in_doubt_is_kept_until_something_comes() {
     let mut table = table(8);
     let connected = table.on_receive(real(1), b"").unwrap();
-    table.on_send(&connected, b"before", Instant::now);
+    table.on_send(&connected, [&b"before"[..]].into_iter(), Instant::now);
     table.set_in_doubt(&connected, true);
     for number in 0..20_u8 {
-        table.on_send(&connected, &[number], Instant::now);
+        table.on_send(&connected, [&[number][..]].into_iter(), Instant::now);
     }
     table.set_in_doubt(&connected, false);
     assert_eq!(table.unheard(&connected), [[16], [17], [18], [19]]);

@@ -19,7 +19,7 @@ use crate::nat::path_selection::{PathEvent, PathSelection};
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::signal::{Candidate, SessionSecret, Signal};
 use crate::rendezvous::wire::NodeFrame;
-use crate::transports::quic::paths::RouteGuard;
+use crate::transports::quic::paths::{Offered, RouteGuard};
 use crate::transports::relay_client::RelayState;
 
 /// How long the answering end keeps its NAT open for a dial.
@@ -34,20 +34,28 @@ pub(super) const WORDS: usize = 16;
 pub(crate) struct Meeting {
     traversal: Arc<Traversal>,
     found: Mutex<Found>,
-    held: Notify,
+    news: Notify,
+}
+
+/// What a dial has to do about a path that a meeting found.
+#[derive(Debug)]
+pub(crate) enum DialNews {
+    /// This route holds it already: that of a handshake of the peer's, or of a connection that is dying.
+    Held(RouteGuard),
+    /// The handshake on this route has to begin again.
+    Afresh(SocketAddr),
 }
 
 #[derive(Debug, Default)]
 struct Found {
     virtual_address: Option<SocketAddr>,
     paths: BTreeSet<Path>,
-    /// Routes that hold some of them.
-    held: Vec<RouteGuard>,
+    news: Vec<DialNews>,
 }
 
 impl Meeting {
     pub(crate) fn new(traversal: &Arc<Traversal>) -> Self {
-        Self { traversal: traversal.clone(), found: Mutex::default(), held: Notify::new() }
+        Self { traversal: traversal.clone(), found: Mutex::default(), news: Notify::new() }
     }
 
     /// The dial uses this route from now on.
@@ -56,18 +64,17 @@ impl Meeting {
         found.virtual_address = Some(virtual_address);
         let paths: Vec<_> = found.paths.iter().copied().collect();
         for path in paths {
-            found.held.extend(self.traversal.paths.add_candidate(&virtual_address, path));
+            self.offer_path(&mut found, virtual_address, path);
         }
-        self.held.notify_one();
     }
 
-    /// A route that holds a path to the peer already: that of a handshake of the peer's, or of a connection that is dying.
-    pub(crate) async fn held_route(&self) -> RouteGuard {
+    /// What the dial has to do next.
+    pub(crate) async fn news(&self) -> DialNews {
         loop {
-            if let Some(route) = lock(&self.found).held.pop() {
-                return route;
+            if let Some(news) = lock(&self.found).news.pop() {
+                return news;
             }
-            self.held.notified().await;
+            self.news.notified().await;
         }
     }
 
@@ -76,9 +83,17 @@ impl Meeting {
         if found.paths.insert(path)
             && let Some(virtual_address) = found.virtual_address
         {
-            found.held.extend(self.traversal.paths.add_candidate(&virtual_address, path));
-            self.held.notify_one();
+            self.offer_path(&mut found, virtual_address, path);
         }
+    }
+
+    fn offer_path(&self, found: &mut Found, virtual_address: SocketAddr, path: Path) {
+        found.news.extend(match self.traversal.paths.add_candidate(&virtual_address, path) {
+            Offered::Taken => None,
+            Offered::Held(route) => Some(DialNews::Held(route)),
+            Offered::Afresh => Some(DialNews::Afresh(virtual_address)),
+        });
+        self.news.notify_one();
     }
 
     /// Looks for paths to a peer through these relays until it is dropped.

@@ -48,7 +48,7 @@ use crate::transports::tls::TlsIdentity;
 use crate::watch;
 use checker::{CheckInput, InUse, Registered, is_private};
 use flows::Flows;
-pub(super) use meeting::Meeting;
+pub(super) use meeting::{DialNews, Meeting};
 use port_mapping::PortMapping;
 use turn::Turns;
 pub(super) use upkeep::{Kept, PathStream, keep_paths};

@@ -31,7 +31,7 @@ use crate::transport::PathKind;
 use crate::transports::quic::addresses::canonical;
 use crate::transports::quic::paths::{Received, TurnLink};
 use crate::transports::quic::traversal::Traversal;
-use crate::transports::stream::TokioStream;
+use crate::transports::stream::{self, TokioStream};
 use crate::transports::turn_tls;
 
 /// Bytes read at once.
@@ -246,7 +246,7 @@ async fn connect(traversal: &Traversal, plan: &Plan) -> Result<TokioStream, Turn
         let addresses = resolve(traversal, plan).await?;
         let share = RELAY_CONNECT_DEADLINE / u32::try_from(addresses.len().max(1)).unwrap_or(1);
         for address in addresses {
-            match timeout(share, traversal.options.network.connect_tcp(address)).await {
+            match timeout(share, stream::connect(&*traversal.options.network, address)).await {
                 Ok(Ok(stream)) => return Ok::<Box<dyn ByteStream>, io::Error>(stream),
                 Ok(Err(failed)) => error = failed,
                 Err(_) => error = io::ErrorKind::TimedOut.into(),
