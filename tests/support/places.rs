@@ -101,22 +101,27 @@ impl World {
 
     /// A node that tells nobody its addresses.
     pub async fn hidden_node(&self, place: Place, name: &str) -> Node {
-        self.start(self.host(place), name, true).await
+        self.start(self.host(place), name, |options| options.with_relay_only(true)).await
     }
 
     /// A node on this host.
     pub async fn node_on(&self, host: SimHost, name: &str) -> Node {
-        self.start(host, name, false).await
+        self.start(host, name, |options| options).await
     }
 
-    async fn start(&self, host: SimHost, name: &str, hidden: bool) -> Node {
+    /// A node on this host, with options of its own.
+    pub async fn start(
+        &self,
+        host: SimHost,
+        name: &str,
+        more: impl FnOnce(PandaNetworkOptions) -> PandaNetworkOptions,
+    ) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let options = PandaNetworkOptions::new(directory.path())
             .with_durability(Durability::Process)
-            .with_relay_only(hidden)
             .with_relays(self.relays.iter().map(|(_, relay)| relay.address().to_string()))
             .with_simulation(&host, 4000, self.sim.derive_seed(name));
-        let network = PandaNetwork::start(options).await.unwrap();
+        let network = PandaNetwork::start(more(options)).await.unwrap();
         Node { network, host, _directory: directory }
     }
 }

@@ -34,6 +34,8 @@ pub struct SocketStats {
     pub dropped: u64,
     /// Packets that were not sent because too many went unanswered.
     pub withheld: u64,
+    /// Sockets of birthday punching that are open now.
+    pub extra: usize,
 }
 
 /// The socket that quinn gets.

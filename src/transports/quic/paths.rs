@@ -18,9 +18,10 @@ use tokio::time::Instant;
 
 use super::addresses::canonical;
 use super::demux::{Protocol, protocol, retain_segments};
+use super::extra::ExtraSockets;
 use super::path_socket::{SocketStats, send_to};
 use super::routes::{Route, RouteTable, Seen};
-use super::unproven::Unproven;
+use super::unproven::{Bounds, Unproven};
 use crate::limits::{SOCKET_INJECTED, SOCKET_ROUTES, SOCKET_STUN_WAITING};
 use crate::nat::path::{Path, Via};
 use crate::rendezvous::forward::{FORWARD_HEADER_BYTES, parse_forward, put_forward};
@@ -70,7 +71,10 @@ pub(super) struct Paths {
     stun: mpsc::Sender<StunInput>,
     stun_taken: Mutex<Option<mpsc::Receiver<StunInput>>>,
     injected: Mutex<Injected>,
+    pub(super) extra: ExtraSockets,
     unproven: Mutex<Unproven>,
+    /// Of birthday punching.
+    guesses: Mutex<Unproven>,
     withheld: AtomicU64,
     send_errors: AtomicU64,
     pub(super) receive_errors: AtomicU64,
@@ -97,7 +101,9 @@ impl Paths {
             stun,
             stun_taken: Mutex::new(Some(stun_taken)),
             injected: Mutex::default(),
-            unproven: Mutex::new(Unproven::new(Instant::now().into_std())),
+            extra: ExtraSockets::default(),
+            unproven: Mutex::new(Unproven::new(Instant::now().into_std(), Bounds::PATHS)),
+            guesses: Mutex::new(Unproven::new(Instant::now().into_std(), Bounds::BIRTHDAY)),
             withheld: AtomicU64::new(0),
             send_errors: AtomicU64::new(0),
             receive_errors: AtomicU64::new(0),
@@ -241,6 +247,7 @@ impl Paths {
             receive_errors: self.receive_errors.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
             withheld: self.withheld.load(Ordering::Relaxed),
+            extra: self.extra.len(),
         }
     }
 
@@ -266,13 +273,22 @@ impl Paths {
         }
     }
 
-    /// Whether one more packet may go by a path that nobody answered on yet. Relays may always be asked.
+    /// Whether one more packet may go by a path that nobody answered on yet. Relays may always be asked, and who came to an
+    /// extra socket.
     pub(super) fn may_send(&self, path: &Path) -> bool {
         if path.via != Via::Socket {
             return true;
         }
-        let mut unproven = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = unproven.take(path.remote.ip(), Instant::now().into_std());
+        self.take(&self.unproven, path.remote)
+    }
+
+    /// Whether one more packet of birthday punching may go there.
+    pub(super) fn may_guess(&self, remote: SocketAddr) -> bool {
+        self.take(&self.guesses, remote)
+    }
+
+    fn take(&self, budget: &Mutex<Unproven>, remote: SocketAddr) -> bool {
+        let may = budget.lock().unwrap_or_else(PoisonError::into_inner).take(remote.ip(), Instant::now().into_std());
         if !may {
             self.withheld.fetch_add(1, Ordering::Relaxed);
         }
@@ -307,6 +323,7 @@ impl Paths {
                 let transmit = Transmit { contents: &framed, segment_size, src_ip: None, ..*transmit };
                 return self.note(path, send_to(socket, self.local, path.remote, &transmit));
             }
+            Via::Extra { socket } => return self.note(path, self.extra.send(socket, path.remote, segments(transmit))),
             Via::Turn { allocation } => self.turn().get(&allocation).cloned(),
         };
         let Some(link) = framed else { return Ok(()) };
