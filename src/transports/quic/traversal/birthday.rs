@@ -157,7 +157,8 @@ impl Birthday {
         match word {
             BirthdayWord::Willing(mapping) => self.machine.on_peer(mapping),
             BirthdayWord::Ask => {
-                let fits = self.machine.role() == Some(Role::One) && !self.machine.is_busy();
+                let idle = !self.machine.is_busy() && self.sockets.is_empty();
+                let fits = idle && self.machine.role() == Some(Role::One);
                 if fits && birthdays.begin(&self.peer, Role::One, now).is_ok() {
                     (self.begun, self.met) = (true, Some(false));
                     birthdays.note(self.peer, now);
@@ -236,7 +237,7 @@ impl Birthday {
                         checker.knock(Path::direct(to));
                     }
                 }
-                Action::End => self.end(checker),
+                Action::End => self.end(),
             }
         }
         words
@@ -290,10 +291,11 @@ impl Birthday {
         closed.iter().for_each(|path| checker.selection.remove(now.into_std(), path));
     }
 
-    /// The attempt is over. Sockets that did not meet the peer go.
-    fn end(&mut self, checker: &Checker) {
-        let met: Vec<_> = checker.selection.paths().map(|(path, ..)| path).collect();
-        self.sockets.retain(|_, socket| met.contains(&socket.path()));
+    /// The attempt is over. If the two met, the one socket is left that they met at.
+    fn end(&mut self) {
+        if self.met != Some(true) {
+            self.sockets.clear();
+        }
         if let Some(met) = self.met.take() {
             tracing::info!(peer = %self.peer.short(), met, "birthday punching is over");
         }
@@ -318,5 +320,56 @@ fn is_relayed(kind: PathKind) -> bool {
     match kind {
         PathKind::Forwarded | PathKind::TurnUdp | PathKind::TurnTcp | PathKind::TurnTls => true,
         PathKind::Lan | PathKind::Direct | PathKind::Punched | PathKind::Mapped => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+
+    fn peer(number: u8) -> PeerId {
+        Identity::from_seed(&[number; 32]).peer_id()
+    }
+
+    #[test]
+    fn one_attempt_at_a_time_and_rest_after_each_that_doubles() {
+        let (birthdays, now) = (Birthdays::new(true), Instant::now());
+        let begin = |number, at| birthdays.begin(&peer(number), Role::Many, at);
+        assert_eq!(begin(1, now), Ok(()));
+        assert_eq!(begin(2, now), Err(now + BUSY_AGAIN), "one at a time");
+        birthdays.note(peer(1), now);
+        birthdays.end();
+        assert_eq!(begin(2, now), Ok(()), "another peer");
+        birthdays.end();
+        let (mut at, mut rest) = (now, BIRTHDAY_REST.0);
+        for _ in 0..8 {
+            assert_eq!(begin(1, at), Err(at + rest));
+            assert!(birthdays.begin(&peer(1), Role::One, at + rest / 2).is_err());
+            assert_eq!(
+                birthdays.begin(&peer(1), Role::One, at + rest * 3 / 4),
+                Ok(()),
+                "the peer's clock may be ahead"
+            );
+            birthdays.end();
+            at += rest;
+            assert_eq!(begin(1, at), Ok(()));
+            birthdays.note(peer(1), at);
+            birthdays.end();
+            rest = (rest * 2).min(BIRTHDAY_REST.1);
+        }
+        assert_eq!(rest, BIRTHDAY_REST.1);
+        birthdays.on_network_change();
+        assert_eq!(begin(1, at), Ok(()), "another network, another NAT");
+    }
+
+    #[test]
+    fn what_is_remembered_of_peers_is_bounded() {
+        let (birthdays, now) = (Birthdays::new(true), Instant::now());
+        for number in 0..=BIRTHDAY_PEERS {
+            let identity = Identity::from_seed(blake3::hash(&number.to_be_bytes()).as_bytes());
+            birthdays.note(identity.peer_id(), now + Duration::from_secs(number as u64));
+        }
+        assert_eq!(lock(&birthdays.shared).tried.len(), BIRTHDAY_PEERS);
     }
 }
