@@ -328,6 +328,33 @@ pub const UNPROVEN_PER_ADDRESS_WHILE: Duration = Duration::from_secs(600);
 /// IP addresses whose packets are counted at once. More: nothing is sent to further ones.
 pub const UNPROVEN_ADDRESSES: usize = 4096;
 
+/// Sockets that one attempt at birthday punching opens, for some seconds; all but one are closed when it is over. Where the
+/// system gives fewer, it does with those.
+pub const BIRTHDAY_SOCKETS: usize = 256;
+
+/// Packets to random ports in one attempt at birthday punching. They miss 256 of 64,512 ports in 1.7 % of all attempts.
+pub const BIRTHDAY_PROBES: usize = 1024;
+
+/// Packets of birthday punching to one IP address per while, whoever names it, and whether or not anybody answers from there. A
+/// member of a document that names a victim's address gets it this many packets from each of its peers that opted in, besides
+/// [`UNPROVEN_PER_ADDRESS`]. More: not sent, and counted.
+pub const BIRTHDAY_PER_ADDRESS: u32 = 1024;
+
+/// The while of that bound.
+pub const BIRTHDAY_PER_ADDRESS_WHILE: Duration = Duration::from_secs(600);
+
+/// Packets of birthday punching that one node sends per second. More: as above.
+pub const BIRTHDAY_PER_SECOND: u32 = 500;
+
+/// IP addresses whose packets of birthday punching are counted at once. More: nothing is sent to further ones.
+pub const BIRTHDAY_ADDRESSES: usize = 256;
+
+/// Time from one attempt at birthday punching with a peer to the next in the same network; doubles up to the second.
+pub const BIRTHDAY_REST: (Duration, Duration) = (Duration::from_secs(900), Duration::from_secs(4 * 3600));
+
+/// Peers whose attempts at birthday punching are remembered. More: the one tried longest ago is forgotten.
+pub const BIRTHDAY_PEERS: usize = 256;
+
 /// Largest answer of a router that is asked for a port by HTTP, in bytes. Larger: not believed.
 pub const ROUTER_ANSWER_MAX_BYTES: usize = 64 * 1024;
 

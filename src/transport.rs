@@ -113,6 +113,17 @@ pub struct TransportCapabilities {
     pub priorities: bool,
 }
 
+/// On what it depends under which public address a NAT shows a socket (RFC 4787, section 4.1), as far as a node knows of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NatMapping {
+    /// On nothing: everybody sees the same.
+    Independent,
+    /// On whom the socket sends to ("symmetric").
+    Dependent,
+    /// Too few servers told.
+    Unknown,
+}
+
 /// How the datagrams or bytes of a connection travel now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]

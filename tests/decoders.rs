@@ -20,7 +20,7 @@ use panda_network::nat::stun::{
 use panda_network::operation::Head;
 use panda_network::rendezvous::address::{HostPort, RelayAddress};
 use panda_network::rendezvous::seal;
-use panda_network::rendezvous::signal::{Candidate, CandidateKind, SessionSecret, Signal};
+use panda_network::rendezvous::signal::{BirthdayWord, Candidate, CandidateKind, SessionSecret, Signal};
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer, TurnTransport, Welcome};
 use panda_network::sync::tokens::{Role, Token};
 use panda_network::sync::wire::{ControlFrame, DocumentFrame, Refusal, StreamOpen};
@@ -183,6 +183,7 @@ fn signals() -> Vec<Vec<u8>> {
         Signal::Answer { session: 1, candidates: Vec::new() },
         Signal::Candidates { session: 1, candidates },
         Signal::Refused { session: 1 },
+        Signal::Birthday { session: 0, word: BirthdayWord::Go },
     ];
     signals.iter().map(Signal::encode).collect()
 }

@@ -8,6 +8,7 @@
 //! - [`framing`] cuts a TURN server's byte stream, and wraps payloads as ChannelData.
 //! - [`check`] is what peers ask each other to find out which paths work.
 //! - [`port_mapping`] asks the router for a port that is let in.
+//! - [`birthday`] lets two NATs meet by chance that would not meet otherwise.
 //! - [`path`] names the ways to a peer, [`path_selection`] decides which one is used.
 //!
 //! A driver hands every datagram that [`stun::is_stun`] recognises to the machine that talks to its sender, sends what
@@ -15,6 +16,7 @@
 
 pub mod allocation;
 pub mod binding;
+pub mod birthday;
 pub mod check;
 pub mod credentials;
 pub mod framing;

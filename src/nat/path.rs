@@ -14,6 +14,11 @@ pub enum Via {
         /// The number of this end of the flow.
         flow: u64,
     },
+    /// A socket beside the node's own, straight to the peer: one that met it by birthday punching.
+    Extra {
+        /// Its number; none is used twice.
+        socket: u32,
+    },
     /// An allocation of ours on a TURN server; the remote address is the peer's as the server sees it.
     Turn {
         /// Which of this node's allocations.

@@ -92,6 +92,16 @@ impl PandaNetworkOptions {
         self
     }
 
+    /// Birthday punching. Default: off. It helps a peer behind a symmetric NAT and one behind a NAT that lets in exact ports only, which are
+    /// relayed otherwise: after ten seconds the one opens up to 256 sockets, which take as many entries in its router's table for
+    /// a minute or more, and the other tries up to 1,024 ports, which takes as many in its own, in about five seconds. Shallow
+    /// tables of cheap routers overflow. Both have to opt in, one peer is tried at a time, and not again for a quarter of an hour.
+    /// It takes two relays at different addresses to know the NAT. Never done with [`with_relay_only`](Self::with_relay_only).
+    pub fn with_birthday_punching(mut self, birthday_punching: bool) -> Self {
+        self.quic = self.quic.with_birthday_punching(birthday_punching);
+        self
+    }
+
     /// Options of the QUIC transport; a listen address set here counts.
     pub fn with_quic(mut self, options: QuicTransportOptions) -> Self {
         self.quic = options;

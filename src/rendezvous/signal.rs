@@ -11,6 +11,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::cbor::{self, CborError, Encoded, Out, Reader};
 use crate::limits::{SIGNAL_CANDIDATES, SIGNAL_PROOFS};
+use crate::transport::NatMapping;
 
 /// Bytes of one proof.
 pub const PROOF_BYTES: usize = 16;
@@ -49,7 +50,18 @@ pub struct Candidate {
     pub address: SocketAddr,
 }
 
-/// A sealed message's content.
+/// What the two ends of a relayed connection say about birthday punching, on the connection itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BirthdayWord {
+    /// I opted in, and this is how my NAT maps.
+    Willing(NatMapping),
+    /// I would open my sockets now. Said by the end that opens many.
+    Ask,
+    /// I begin.
+    Go,
+}
+
+/// A sealed message's content, or a message on the connection's own stream of candidates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signal {
     /// Let us connect.
@@ -82,6 +94,13 @@ pub enum Signal {
         /// That of the offer.
         session: u64,
     },
+    /// About birthday punching; only on a connection.
+    Birthday {
+        /// Of no meaning there.
+        session: u64,
+        /// What.
+        word: BirthdayWord,
+    },
 }
 
 impl Signal {
@@ -105,6 +124,9 @@ impl Signal {
                 put_candidates(e, candidates)
             }),
             Self::Refused { session } => cbor::encode(&mut out, 2, 3, |e| e.u64(*session).map(|_| ())),
+            Self::Birthday { session, word } => {
+                cbor::encode(&mut out, 3, 4, |e| e.u64(*session)?.u8(word.to_byte()).map(|_| ()));
+            }
         }
         out
     }
@@ -126,9 +148,33 @@ impl Signal {
                 1 => Ok(Self::Answer { session, candidates: read_candidates(reader)? }),
                 2 => Ok(Self::Candidates { session, candidates: read_candidates(reader)? }),
                 3 => Ok(Self::Refused { session }),
+                4 => Ok(Self::Birthday { session, word: BirthdayWord::from_byte(reader.u8()?)? }),
                 kind => Err(CborError::UnknownKind(kind)),
             }
         })
+    }
+}
+
+impl BirthdayWord {
+    fn to_byte(self) -> u8 {
+        match self {
+            Self::Willing(NatMapping::Independent) => 0,
+            Self::Willing(NatMapping::Dependent) => 1,
+            Self::Willing(NatMapping::Unknown) => 2,
+            Self::Ask => 3,
+            Self::Go => 4,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Result<Self, CborError> {
+        match byte {
+            0 => Ok(Self::Willing(NatMapping::Independent)),
+            1 => Ok(Self::Willing(NatMapping::Dependent)),
+            2 => Ok(Self::Willing(NatMapping::Unknown)),
+            3 => Ok(Self::Ask),
+            4 => Ok(Self::Go),
+            other => Err(CborError::Damaged(format!("unknown word {other}"))),
+        }
     }
 }
 
@@ -194,7 +240,10 @@ mod tests {
             Signal::Candidates { session: 1, candidates: Vec::new() },
             Signal::Refused { session: 1 },
         ];
-        for signal in signals {
+        let mappings = [NatMapping::Independent, NatMapping::Dependent, NatMapping::Unknown];
+        let words = mappings.into_iter().map(BirthdayWord::Willing).chain([BirthdayWord::Ask, BirthdayWord::Go]);
+        let words = words.map(|word| Signal::Birthday { session: 0, word });
+        for signal in signals.into_iter().chain(words) {
             assert_eq!(Signal::decode(&signal.encode().into()), Ok(signal));
         }
     }

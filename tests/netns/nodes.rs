@@ -25,7 +25,33 @@ pub fn trials() -> Vec<Trial> {
     let with_coturn = matrix::trials("coturn", needs, by_turn, two_nodes_with_coturn);
     let told = |nat: Nat| scene(format!("doctor::{nat}"), needs, move |world| a_doctor_names_it(world, nat));
     let doctors = Nat::ALL.into_iter().filter(|nat| *nat != Nat::UdpBlocked).map(told);
-    with_relay.into_iter().chain(with_coturn).chain(doctors).collect()
+    let met = scene("birthday::symmetric_and_port-restricted".into(), needs, two_nodes_meet_by_chance);
+    with_relay.into_iter().chain(with_coturn).chain(doctors).chain([met]).collect()
+}
+
+/// Both opted in. An attempt fails in one of fifty cases, and is not repeated before a quarter of an hour: then both begin anew.
+fn two_nodes_meet_by_chance(world: &World) {
+    let servers = ["relay-1", "relay-2"].map(|name| world.server(name));
+    let relays = servers.each_ref().map(|server| relay(server, ""));
+    let relays = format!("{},{}", relays[0].1, relays[1].1);
+    let pair = Pair::Sites(Nat::Symmetric, Nat::PortRestricted);
+    assert_eq!(pair.way(), Way::Relayed);
+    let (left, right) = pair.hosts(world);
+    let (left_file, right_file) = (file(&left), file(&right));
+    fs::write(&left_file, "from the left\n").expect("the left file");
+    let met = (0..3).any(|_| {
+        let mut sharing = panda(&left, &["share", "--birthday-punching", "--relay", &relays], &left_file);
+        let ticket = sharing.wait_for("a ticket", PATIENCE, |line| line.starts_with("panda:").then(|| line.to_owned()));
+        let mut joined = panda(&right, &["join", "--birthday-punching", "--relay", &relays, &ticket], &right_file);
+        arrives(&right_file, "from the left\n");
+        let look = |line: &str| match line {
+            line if line.contains("1 peer (punched)") => Some(true),
+            line if line.contains("birthday punching is over") && line.contains("met=false") => Some(false),
+            _ => None,
+        };
+        joined.wait_for("an end of the attempt", PATIENCE, look)
+    });
+    assert!(met, "three attempts in a row");
 }
 
 /// What coturn's own client finds out, in `behaviour::`.

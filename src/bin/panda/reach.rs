@@ -31,6 +31,17 @@ pub struct ReachArgs {
         hide_possible_values = true
     )]
     pub relay_only: Option<bool>,
+    /// For a peer that only relays reach: open up to 256 sockets for some seconds, or try up to 1,024 ports of its NAT, when it
+    /// does so as well; shallow tables of cheap routers overflow; remembered, `=false` ends it
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    pub birthday_punching: Option<bool>,
 }
 
 impl ReachArgs {
@@ -41,6 +52,7 @@ impl ReachArgs {
         Reach {
             relays: if given.is_empty() { remembered.relays } else { given },
             relay_only: self.relay_only.unwrap_or(remembered.relay_only),
+            birthday_punching: self.birthday_punching.unwrap_or(remembered.birthday_punching),
         }
     }
 }
@@ -52,12 +64,15 @@ pub struct Reach {
     pub relays: Vec<String>,
     /// Relayed paths only.
     pub relay_only: bool,
+    /// Birthday punching.
+    pub birthday_punching: bool,
 }
 
 impl Reach {
     /// Puts it into a node's options.
     pub fn apply(&self, options: PandaNetworkOptions) -> PandaNetworkOptions {
-        options.with_relays(self.relays.iter().cloned()).with_relay_only(self.relay_only)
+        let options = options.with_relays(self.relays.iter().cloned()).with_relay_only(self.relay_only);
+        options.with_birthday_punching(self.birthday_punching)
     }
 }
 
@@ -88,11 +103,14 @@ mod tests {
 
     #[test]
     fn what_is_given_replaces_what_is_remembered() {
-        let remembered = Reach { relays: vec!["old.example.org:443".into()], relay_only: true };
+        let relays = vec!["old.example.org:443".into()];
+        let remembered = Reach { relays, relay_only: true, birthday_punching: true };
         assert_eq!(ReachArgs::default().or(Some(&remembered)), remembered);
         assert_eq!(ReachArgs::default().or(None), Reach::default());
-        let given = ReachArgs { relays: vec!["new.example.org".parse().unwrap()], relay_only: Some(false) };
-        let expected = Reach { relays: vec!["new.example.org:443".into()], relay_only: false };
+        let relays = vec!["new.example.org".parse().unwrap()];
+        let given = ReachArgs { relays, relay_only: Some(false), birthday_punching: None };
+        let relays = vec!["new.example.org:443".into()];
+        let expected = Reach { relays, relay_only: false, birthday_punching: true };
         assert_eq!(given.or(Some(&remembered)), expected);
     }
 }

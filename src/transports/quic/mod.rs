@@ -13,6 +13,7 @@ mod counters;
 mod demux;
 mod dial;
 mod errors;
+mod extra;
 mod flush;
 mod hello;
 mod inbound;

@@ -44,6 +44,7 @@ pub struct QuicTransportOptions {
     pub(super) relays: Vec<RelayAddress>,
     pub(super) relay_only: bool,
     pub(super) port_mapping: bool,
+    pub(super) birthday_punching: bool,
 }
 
 impl Default for QuicTransportOptions {
@@ -72,6 +73,7 @@ impl QuicTransportOptions {
             relays: Vec::new(),
             relay_only: false,
             port_mapping: true,
+            birthday_punching: false,
         }
     }
 
@@ -115,6 +117,16 @@ impl QuicTransportOptions {
     /// [`with_relay_only`](Self::with_relay_only). Everybody who learns our addresses can send to the port.
     pub fn with_port_mapping(mut self, port_mapping: bool) -> Self {
         self.port_mapping = port_mapping;
+        self
+    }
+
+    /// Birthday punching. Default: off. It helps a peer behind a symmetric NAT and one behind a NAT that lets in exact ports only, which are
+    /// relayed otherwise: after ten seconds the one opens up to 256 sockets, which take as many entries in its router's table for
+    /// a minute or more, and the other tries up to 1,024 ports, which takes as many in its own, in about five seconds. Shallow
+    /// tables of cheap routers overflow. Both have to opt in, one peer is tried at a time, and not again for a quarter of an hour.
+    /// It takes two relays at different addresses to know the NAT. Never done with [`with_relay_only`](Self::with_relay_only).
+    pub fn with_birthday_punching(mut self, birthday_punching: bool) -> Self {
+        self.birthday_punching = birthday_punching;
         self
     }
 

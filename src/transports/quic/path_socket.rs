@@ -36,6 +36,8 @@ pub struct SocketStats {
     pub withheld: u64,
     /// Datagrams that were sent once more on another path, or after a doubt, since nobody may have heard them.
     pub repeated: u64,
+    /// Sockets of birthday punching that are open now.
+    pub extra: usize,
 }
 
 /// The socket that quinn gets.

@@ -4,26 +4,26 @@
 //! ([`Paths::take_stun`]); datagrams that came in another way than the socket are put in here ([`Paths::inject`]).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::IoSliceMut;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::task::{Context, Waker};
+use std::task::Waker;
 
 use bytes::Bytes;
 use quinn::AsyncUdpSocket;
-use quinn::udp::{RecvMeta, Transmit};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+mod incoming;
+mod outgoing;
+
 use super::addresses::canonical;
-use super::demux::{Protocol, protocol, retain_segments};
-use super::path_socket::{SocketStats, send_to};
+use super::extra::ExtraSockets;
+use super::path_socket::SocketStats;
 use super::routes::{Added, Route, RouteTable, Seen};
-use super::unproven::Unproven;
-use crate::limits::{SOCKET_INJECTED, SOCKET_ROUTES, SOCKET_STUN_WAITING};
-use crate::nat::path::{Path, Via};
-use crate::rendezvous::forward::{FORWARD_HEADER_BYTES, parse_forward, put_forward};
+use super::unproven::{Bounds, Unproven};
+use crate::limits::{SOCKET_ROUTES, SOCKET_STUN_WAITING};
+use crate::nat::path::Path;
 
 /// Domain separation of the virtual addresses from what else is derived from one seed.
 const ADDRESS_CONTEXT: &str = "panda-network 2026 virtual addresses";
@@ -70,7 +70,10 @@ pub(super) struct Paths {
     stun: mpsc::Sender<StunInput>,
     stun_taken: Mutex<Option<mpsc::Receiver<StunInput>>>,
     injected: Mutex<Injected>,
+    pub(super) extra: ExtraSockets,
     unproven: Mutex<Unproven>,
+    /// Of birthday punching.
+    guesses: Mutex<Unproven>,
     withheld: AtomicU64,
     repeated: AtomicU64,
     send_errors: AtomicU64,
@@ -98,7 +101,9 @@ impl Paths {
             stun,
             stun_taken: Mutex::new(Some(stun_taken)),
             injected: Mutex::default(),
-            unproven: Mutex::new(Unproven::new(Instant::now().into_std())),
+            extra: ExtraSockets::default(),
+            unproven: Mutex::new(Unproven::new(Instant::now().into_std(), Bounds::PATHS)),
+            guesses: Mutex::new(Unproven::new(Instant::now().into_std(), Bounds::BIRTHDAY)),
             withheld: AtomicU64::new(0),
             repeated: AtomicU64::new(0),
             send_errors: AtomicU64::new(0),
@@ -221,31 +226,6 @@ impl Paths {
         };
     }
 
-    /// A datagram that came in another way than by the socket, as if it had come by this path.
-    pub(super) fn inject(&self, path: Path, datagram: &[u8]) {
-        if protocol(datagram) == Protocol::Stun {
-            return self.on_stun(path, datagram);
-        }
-        let mut injected = self.injected();
-        if injected.queue.len() >= SOCKET_INJECTED {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        injected.queue.push_back((path, datagram.to_vec()));
-        let reader = injected.reader.take();
-        drop(injected);
-        reader.inspect(Waker::wake_by_ref);
-    }
-
-    /// Sends one datagram beside quinn's, now or not at all.
-    pub(super) fn send(&self, path: Path, datagram: &[u8]) {
-        let Some(socket) = self.socket.upgrade() else { return };
-        let transmit =
-            Transmit { destination: path.remote, ecn: None, contents: datagram, segment_size: None, src_ip: None };
-        // Blocked is loss.
-        let _ = self.send_by(&*socket, path, &transmit);
-    }
-
     /// What went wrong so far.
     pub(super) fn stats(&self) -> SocketStats {
         SocketStats {
@@ -255,205 +235,7 @@ impl Paths {
             dropped: self.dropped.load(Ordering::Relaxed),
             withheld: self.withheld.load(Ordering::Relaxed),
             repeated: self.repeated.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Sends a transmit of quinn's by the path of its route, or by all candidates of a dial. Nowhere: the farewell of a dial that
-    /// was given up, or of a connection whose route was needed elsewhere.
-    ///
-    /// # Errors
-    /// As [`send_by`](Self::send_by). Blocked for some candidates is loss for them; blocked for all is worth waiting for.
-    pub(super) fn transmit(&self, socket: &dyn AsyncUdpSocket, transmit: &Transmit<'_>) -> std::io::Result<()> {
-        let mut routes = self.routes();
-        if routes.is_given_up(&transmit.destination, transmit.contents) {
-            return Ok(());
-        }
-        routes.on_send(&transmit.destination, segments(transmit), || Instant::now().into_std());
-        let candidates = match routes.route(&transmit.destination) {
-            None => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-                return Ok(());
-            }
-            // What every datagram of a connection comes to: nothing is allocated.
-            Some(Route::Settled(path)) => {
-                let path = *path;
-                drop(routes);
-                return self.send_by(socket, path, transmit);
-            }
-            Some(Route::Probing { candidates, .. }) => candidates.clone(),
-        };
-        routes.on_probe(&transmit.destination, transmit.contents);
-        drop(routes);
-        let (mut any_sent, mut blocked) = (false, Ok(()));
-        for path in candidates.into_iter().filter(|path| self.may_send(path)) {
-            match self.send_by(socket, path, transmit) {
-                Ok(()) => any_sent = true,
-                error => blocked = error,
-            }
-        }
-        if any_sent { Ok(()) } else { blocked }
-    }
-
-    /// Whether one more packet may go by a path that nobody answered on yet. Relays may always be asked.
-    pub(super) fn may_send(&self, path: &Path) -> bool {
-        if path.via != Via::Socket {
-            return true;
-        }
-        let mut unproven = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = unproven.take(path.remote.ip(), Instant::now().into_std());
-        if !may {
-            self.withheld.fetch_add(1, Ordering::Relaxed);
-        }
-        may
-    }
-
-    /// The peer proved that it is there.
-    pub(super) fn prove(&self, path: &Path) {
-        if path.via == Via::Socket {
-            self.unproven.lock().unwrap_or_else(PoisonError::into_inner).prove(path.remote.ip());
-        }
-    }
-
-    /// Sends a transmit by one path, framed as the path wants it.
-    ///
-    /// # Errors
-    /// `WouldBlock`, and nothing else: an error is about one datagram or one moment, and for quinn it would be the end.
-    pub(super) fn send_by(
-        &self,
-        socket: &dyn AsyncUdpSocket,
-        path: Path,
-        transmit: &Transmit<'_>,
-    ) -> std::io::Result<()> {
-        let framed = match path.via {
-            Via::Socket => return self.note(path, send_to(socket, self.local, path.remote, transmit)),
-            Via::Forward { flow } => {
-                let mut framed = Vec::new();
-                for segment in segments(transmit) {
-                    put_forward(&mut framed, flow, segment);
-                }
-                let segment_size = transmit.segment_size.map(|size| size + FORWARD_HEADER_BYTES);
-                let transmit = Transmit { contents: &framed, segment_size, src_ip: None, ..*transmit };
-                return self.note(path, send_to(socket, self.local, path.remote, &transmit));
-            }
-            Via::Turn { allocation } => self.turn().get(&allocation).cloned(),
-        };
-        let Some(link) = framed else { return Ok(()) };
-        for segment in segments(transmit) {
-            let mut framed = Vec::new();
-            if let Some(server) = link.frame(path.remote, segment, &mut framed) {
-                let transmit =
-                    Transmit { destination: server, ecn: None, contents: &framed, segment_size: None, src_ip: None };
-                // Blocked is loss for what is left of the batch: what was sent must not be sent again.
-                let _ = self.note(path, send_to(socket, self.local, server, &transmit));
-            }
-        }
-        Ok(())
-    }
-
-    fn note(&self, path: Path, sent: std::io::Result<()>) -> std::io::Result<()> {
-        match sent {
-            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
-                self.send_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(%error, "a datagram could not be sent");
-                if is_network_gone(&error) {
-                    self.routes().on_send_error(&path);
-                }
-                Ok(())
-            }
-            sent => sent,
-        }
-    }
-
-    /// Takes out what is not quinn's and puts virtual sources into the rest. A batch with nothing left becomes empty.
-    pub(super) fn translate(&self, buffers: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) {
-        for (buffer, meta) in buffers.iter_mut().zip(metas) {
-            let len = meta.len.min(buffer.len());
-            let (batch, source) = (&mut buffer[..len], canonical(meta.addr));
-            meta.len = self.take_out(batch, meta.stride, source);
-            let first = &buffer[..meta.stride.min(meta.len)];
-            if meta.len > 0 {
-                match self.routes().on_receive(Path::direct(source), first) {
-                    Some(virtual_address) => meta.addr = virtual_address,
-                    None => {
-                        meta.len = 0;
-                        self.dropped.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Takes what is not QUIC out of a batch; returns the length of what is left.
-    fn take_out(&self, batch: &mut [u8], stride: usize, source: SocketAddr) -> usize {
-        let turn = self.turn();
-        let link = turn.iter().find(|(_, link)| link.server() == Some(source));
-        if let Some((allocation, link)) = link.map(|(allocation, link)| (*allocation, link.clone())) {
-            drop(turn);
-            return retain_segments(batch, stride, |datagram| {
-                match link.receive(datagram) {
-                    Received::Payload { peer, payload } => {
-                        self.inject(Path { via: Via::Turn { allocation }, remote: canonical(peer) }, payload);
-                    }
-                    Received::Taken => {}
-                    // A TURN server has no business to speak QUIC from this address.
-                    Received::Other => _ = self.is_quic(source, datagram),
-                }
-                false
-            });
-        }
-        drop(turn);
-        retain_segments(batch, stride, |datagram| self.is_quic(source, datagram))
-    }
-
-    /// Whether a datagram is quinn's; others are handed on to whom they are for.
-    fn is_quic(&self, source: SocketAddr, datagram: &[u8]) -> bool {
-        match protocol(datagram) {
-            Protocol::Quic => return true,
-            Protocol::Stun => self.on_stun(Path::direct(source), datagram),
-            Protocol::Forward { flow } => {
-                let from_relay = self.relays.read().unwrap_or_else(PoisonError::into_inner).contains(&source);
-                if let (true, Some((_, payload))) = (from_relay, parse_forward(datagram)) {
-                    self.inject(Path { via: Via::Forward { flow }, remote: source }, payload);
-                }
-            }
-        }
-        false
-    }
-
-    /// Fills buffers with what was injected; returns how many, or remembers whom to wake.
-    pub(super) fn take_injected(
-        &self,
-        context: &Context<'_>,
-        buffers: &mut [IoSliceMut<'_>],
-        metas: &mut [RecvMeta],
-    ) -> usize {
-        let mut filled = 0;
-        for (buffer, meta) in buffers.iter_mut().zip(metas) {
-            let mut injected = self.injected();
-            let Some((path, datagram)) = injected.queue.pop_front() else {
-                injected.reader = Some(context.waker().clone());
-                break;
-            };
-            drop(injected);
-            let len = datagram.len().min(buffer.len());
-            buffer[..len].copy_from_slice(&datagram[..len]);
-            let source = self.routes().on_receive(path, &datagram);
-            *meta = RecvMeta { len, stride: len, addr: self.local, ecn: None, dst_ip: None };
-            match source {
-                Some(virtual_address) => meta.addr = virtual_address,
-                None => {
-                    meta.len = 0;
-                    self.dropped.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            filled += 1;
-        }
-        filled
-    }
-
-    fn on_stun(&self, path: Path, datagram: &[u8]) {
-        if self.stun.try_send((path, Bytes::copy_from_slice(datagram))).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            extra: self.extra.len(),
         }
     }
 
@@ -468,17 +250,6 @@ impl Paths {
     fn turn(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<u8, Arc<dyn TurnLink>>> {
         self.turn.read().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The datagrams of a transmit.
-fn segments<'a>(transmit: &Transmit<'a>) -> std::slice::Chunks<'a, u8> {
-    transmit.contents.chunks(transmit.segment_size.unwrap_or(transmit.contents.len()).max(1))
-}
-
-/// The network says that there is no way: worth a fail-over. Others are about one datagram, like one that is too large.
-fn is_network_gone(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{AddrNotAvailable, HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied};
-    matches!(error.kind(), AddrNotAvailable | HostUnreachable | NetworkDown | NetworkUnreachable | PermissionDenied)
 }
 
 /// What has to be done for a path that was offered to a dial.

@@ -104,7 +104,8 @@ impl QuicTransport {
         let traversal = network.map(|network| {
             let (relays, relay_only) = (options.relays.clone(), options.relay_only);
             let port_mapping = options.port_mapping && !relay_only;
-            let traversal = TraversalOptions { network, relays, relay_only, port_mapping };
+            let birthday_punching = options.birthday_punching && !relay_only;
+            let traversal = TraversalOptions { network, relays, relay_only, port_mapping, birthday_punching };
             let seed = blake3::derive_key(TRAVERSAL_CONTEXT, &seed);
             Traversal::start(paths.clone(), identity.clone(), tls, traversal, seed)
         });

@@ -205,7 +205,8 @@ mod tests {
         assert!(StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().is_none());
         let mut state = StateFile::new(dir.path(), Path::new("/notes.md"), document());
         state.set_written(7).unwrap();
-        let reach = Reach { relays: vec!["relay.example.org:443".into()], relay_only: true };
+        let relays = vec!["relay.example.org:443".into()];
+        let reach = Reach { relays, relay_only: true, birthday_punching: true };
         state.set_port_and_reach(Some(4000), reach.clone()).unwrap();
         let loaded = StateFile::recover(dir.path(), Path::new("/notes.md")).unwrap().unwrap();
         assert_eq!((loaded.document(), loaded.written(), loaded.port()), (Some(document()), Some(7), Some(4000)));

@@ -23,6 +23,9 @@ use crate::transport::PathKind;
 use crate::transports::quic::addresses::canonical;
 use crate::watch;
 
+/// The number of checks that are not the selection's, which counts from 0.
+const KNOCK: u32 = u32::MAX;
+
 /// What the socket brings for one session.
 #[derive(Debug)]
 pub(super) enum CheckInput {
@@ -281,22 +284,31 @@ impl Checker {
     }
 
     fn send(&self, check: Check) {
-        let mut id = [0; 12];
-        id[..4].copy_from_slice(&self.consumer.to_be_bytes());
-        id[4..8].copy_from_slice(&check.number.to_be_bytes());
-        id[8..].copy_from_slice(&self.traversal.random::<4>());
-        let id = TransactionId::from_random(id);
         // Withheld is as good as lost.
         if check.proven || self.traversal.paths.may_send(&check.path) {
-            let request = check::request(self.session, &self.key, id, check.selected, check.padded_to);
+            let request = self.request(check.number, check.selected, check.padded_to);
             request.inspect(|request| self.traversal.paths.send(check.path, request));
         }
+    }
+
+    fn request(&self, number: u32, in_use: bool, padded_to: u16) -> Option<Vec<u8>> {
+        let mut id = [0; 12];
+        id[..4].copy_from_slice(&self.consumer.to_be_bytes());
+        id[4..8].copy_from_slice(&number.to_be_bytes());
+        id[8..].copy_from_slice(&self.traversal.random::<4>());
+        check::request(self.session, &self.key, TransactionId::from_random(id), in_use, padded_to)
+    }
+
+    /// A check beside those of the selection, sent by a path that may lead nowhere: for the peer to notice it.
+    pub(super) fn knock(&self, path: Path) {
+        self.request(KNOCK, false, 0).inspect(|request| self.traversal.paths.send(path, request));
     }
 
     /// What kind of path this is, by what both ends know of their addresses.
     pub(super) fn kind(&self, path: Path) -> PathKind {
         match path.via {
             Via::Forward { .. } => PathKind::Forwarded,
+            Via::Extra { .. } => PathKind::Punched,
             Via::Turn { allocation } => self.traversal.turns.kind(allocation),
             Via::Socket => match self.remote.0.get(&path.remote) {
                 Some(CandidateKind::Relayed) => PathKind::TurnUdp,

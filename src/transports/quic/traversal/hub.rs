@@ -18,6 +18,7 @@ use super::{Traversal, Word, lock, meeting};
 use crate::ids::PeerId;
 use crate::limits::{PUNCH_DELAY_MAX, SIGNAL_CANDIDATES};
 use crate::nat::binding::{BindingMachine, BindingOptions};
+use crate::nat::birthday::mapping_behaviour;
 use crate::nat::check;
 use crate::nat::path::{Path, Via};
 use crate::nat::stun::{Class, Scanned};
@@ -124,7 +125,7 @@ impl Hub {
         // For the answer, and for a while: the session asks for what it needs.
         let _lease = match path.via {
             Via::Turn { allocation } => self.traversal.turns.lease(allocation, path.remote),
-            Via::Socket | Via::Forward { .. } => None,
+            Via::Socket | Via::Forward { .. } | Via::Extra { .. } => None,
         };
         if let Some(answer) = check::answer(request, &session.key, path.remote) {
             self.traversal.paths.send(path, &answer);
@@ -229,7 +230,7 @@ impl Hub {
             Signal::Answer { session, .. } | Signal::Candidates { session, .. } | Signal::Refused { session } => {
                 *session
             }
-            Signal::Offer { .. } => return,
+            Signal::Offer { .. } | Signal::Birthday { .. } => return,
         };
         if let Some(meeting) = lock(&self.traversal.meetings).get(&(from, session)) {
             let _ = meeting.try_send(Word::Signal(signal));
@@ -239,6 +240,7 @@ impl Hub {
     fn on_network_change(&mut self) {
         self.interfaces = self.traversal.options.network.interface_addresses();
         self.traversal.port_mapping.on_network_change();
+        self.traversal.birthdays.on_network_change();
         self.binding.on_network_change(Instant::now().into_std());
         self.turn.on_network_change();
         self.drive_turn();
@@ -300,6 +302,7 @@ impl Hub {
     fn tell_candidates(&self) {
         let mut candidates = host_candidates(&self.traversal.paths, &self.interfaces);
         let hosts: Vec<_> = candidates.iter().map(|candidate| candidate.address).collect();
+        self.traversal.birthdays.set_mapping(mapping_behaviour(self.binding.mappings()));
         let mapped: BTreeSet<_> = self.binding.mappings().map(|(_, address)| canonical(address)).collect();
         let public =
             hosts.iter().any(|host| mapped.contains(host) || !is_private(host.ip()) && self.servers.is_empty());

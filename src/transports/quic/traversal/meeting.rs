@@ -134,7 +134,8 @@ impl Meeting {
                     }
                     Word::Punch(after) => checker.punch(after),
                     // It may come, or change its mind, while the dial lasts.
-                    Word::Signal(Signal::Refused { .. } | Signal::Offer { .. }) | Word::NotHere => {}
+                    Word::Signal(Signal::Refused { .. } | Signal::Offer { .. } | Signal::Birthday { .. })
+                    | Word::NotHere => {}
                 },
                 Ok(()) = flows.changed() => if let Some(path) = traversal.flows_to(&peer).get(&relay) {
                     traversal.announce(*path);

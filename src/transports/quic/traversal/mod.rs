@@ -7,6 +7,7 @@
 //!
 //! Everything a stranger can cause is bounded: sessions, signals per second, checks per session and altogether.
 
+mod birthday;
 mod checker;
 mod flows;
 mod hub;
@@ -46,6 +47,7 @@ use crate::transport::PathKind;
 use crate::transports::relay_client::{RelayClient, RelayState};
 use crate::transports::tls::TlsIdentity;
 use crate::watch;
+use birthday::Birthdays;
 use checker::{CheckInput, InUse, Registered, is_private};
 use flows::Flows;
 pub(super) use meeting::{DialNews, Meeting};
@@ -68,6 +70,8 @@ pub(super) struct TraversalOptions {
     pub(super) relay_only: bool,
     /// Ask the router for a port. Not together with `relay_only`.
     pub(super) port_mapping: bool,
+    /// Open many sockets, or try many ports, for a peer that is only relayed otherwise. Not together with `relay_only`.
+    pub(super) birthday_punching: bool,
 }
 
 /// What came of an introduction, for the meeting that asked for it.
@@ -103,6 +107,7 @@ pub(super) struct Traversal {
     public: AtomicBool,
     network_changed: Notify,
     port_mapping: PortMapping,
+    birthdays: Birthdays,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -120,7 +125,7 @@ impl Traversal {
         let interfaces = options.network.interface_addresses();
         let mut hosts = hub::host_candidates(&paths, &interfaces);
         hosts.retain(|_| !options.relay_only);
-        let enabled = options.port_mapping;
+        let (enabled, birthdays) = (options.port_mapping, Birthdays::new(options.birthday_punching));
         let traversal = Arc::new(Self {
             options,
             identity,
@@ -139,6 +144,7 @@ impl Traversal {
             public: AtomicBool::new(false),
             network_changed: Notify::new(),
             port_mapping: PortMapping::new(enabled),
+            birthdays,
             tasks: Mutex::default(),
             paths,
         });
@@ -230,7 +236,7 @@ impl Traversal {
         let unsettled = in_use().any(|in_use| !in_use.direct || in_use.since.elapsed() < SETTLED);
         let allocations = in_use().filter_map(|in_use| match in_use.path.via {
             Via::Turn { allocation } => Some(allocation),
-            Via::Socket | Via::Forward { .. } => None,
+            Via::Socket | Via::Forward { .. } | Via::Extra { .. } => None,
         });
         (unsettled, allocations.collect())
     }

@@ -14,6 +14,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use super::birthday::Birthday;
 use super::checker::Checker;
 use super::meeting::{Listed, WORDS};
 use super::{Traversal, Word, lock};
@@ -77,6 +78,7 @@ struct Upkeep {
     number: u64,
     /// While no path answers: when the peer is told of ours through relays.
     signal_at: Option<Instant>,
+    birthday: Birthday,
 }
 
 /// Runs until the connection is gone.
@@ -111,6 +113,7 @@ async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
     let counted = (0, 0);
     let wake = Arc::new(Notify::new());
     let (asked_for_standby, in_doubt, signal_at) = (None, false, None);
+    let birthday = Birthday::new(&traversal, kept.peer);
     let mut upkeep = Upkeep {
         traversal,
         kept,
@@ -122,6 +125,7 @@ async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
         in_doubt,
         number,
         signal_at,
+        birthday,
     };
     let ended = upkeep.run(&mut send, &mut receive, &mut heard).await;
     if ended.is_none() {
@@ -157,15 +161,26 @@ impl Upkeep {
         let mut watching = true;
         self.refresh();
         loop {
+            for word in self.birthday.drive(&mut self.checker) {
+                self.say(send, Signal::Birthday { session: 0, word }).await?;
+            }
             let wake = self.wake.clone();
             tokio::select! {
                 biased;
                 chunk = receive.read_chunk(FRAME_MAX_BYTES, true) => {
                     decoder.push(chunk.ok()??.bytes);
                     while let Some(frame) = decoder.next_frame().ok()? {
-                        let Ok(Signal::Candidates { candidates, .. }) = Signal::decode(&frame) else { return None };
-                        self.checker.add_candidates(&candidates);
-                        self.tell_kind();
+                        match Signal::decode(&frame) {
+                            Ok(Signal::Candidates { candidates, .. }) => {
+                                self.birthday.on_candidates(&candidates);
+                                self.checker.add_candidates(&candidates);
+                                self.tell_kind();
+                            }
+                            Ok(Signal::Birthday { word, .. }) => self.birthday.on_word(word),
+                            Ok(Signal::Offer { .. } | Signal::Answer { .. } | Signal::Refused { .. }) | Err(_) => {
+                                return None;
+                            }
+                        }
                     }
                 }
                 Some(word) = heard.recv() => {
@@ -176,6 +191,7 @@ impl Upkeep {
                 Ok(()) = own.changed() => {
                     let candidates = own.borrow_and_update().clone();
                     self.tell(send, candidates).await?;
+                    self.birthday.on_network_change();
                     self.checker.selection.on_network_change(Instant::now().into_std());
                 }
                 Ok(()) = flows.changed() => self.take_flows(),
@@ -184,6 +200,7 @@ impl Upkeep {
                     let candidates = own.borrow().clone();
                     self.tell(send, candidates).await?;
                 },
+                () = self.birthday.next() => {}
                 () = wake.notified(), if !watching => {
                     watching = true;
                     look_at = Instant::now() + TRAFFIC_INTERVAL;
@@ -223,6 +240,7 @@ impl Upkeep {
     fn on_checked(&mut self, event: Option<PathEvent>) -> bool {
         for path in std::mem::take(&mut self.checker.asked) {
             self.traversal.paths.attach(&self.virtual_address, path);
+            self.birthday.on_asked(path);
         }
         self.checker.relayed.clear();
         if std::mem::take(&mut self.checker.answered) {
@@ -362,8 +380,12 @@ impl Upkeep {
     }
 
     async fn tell(&self, send: &mut SendStream, candidates: Vec<Candidate>) -> Option<()> {
+        self.say(send, Signal::Candidates { session: 0, candidates }).await
+    }
+
+    async fn say(&self, send: &mut SendStream, signal: Signal) -> Option<()> {
         let mut out = Vec::new();
-        put_frame(&mut out, |out| out.extend(Signal::Candidates { session: 0, candidates }.encode()));
+        put_frame(&mut out, |out| out.extend(signal.encode()));
         send.write_chunk(out.into()).await.ok()
     }
 }
