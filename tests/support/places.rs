@@ -1,6 +1,6 @@
 //! Nodes at home, in the office and on mobile: hosts behind simulated NATs, and a relay that they all reach.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -58,6 +58,10 @@ fn ip(octets: [u8; 4]) -> IpAddr {
     octets.into()
 }
 
+fn six(site: u8) -> IpAddr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, site.into(), 0, 0, 0, 1).into()
+}
+
 impl World {
     /// With one relay. `one_way` is the time between any two public addresses.
     pub fn new(sim: &Sim, one_way: Duration) -> Self {
@@ -67,8 +71,29 @@ impl World {
     /// `link` is between any two public addresses.
     pub fn with_relays(sim: &Sim, link: LinkOptions, relays: u8) -> Self {
         let network = SimNetwork::new(sim.options().with_default_link(link).with_recorded_events(100_000));
-        let relays = (1..=relays).map(|number| start_relay(sim, &network, number)).collect();
+        let relays = (1..=relays).map(|number| start_relay(sim, &network, number, None)).collect();
         Self { network, relays, sim: sim.clone(), sites: AtomicU8::new(0) }
+    }
+
+    /// With one relay that is reached over IPv4 and over IPv6.
+    pub fn dual_stack(sim: &Sim, one_way: Duration) -> Self {
+        let world = Self::with_relays(sim, LinkOptions::new().with_latency(one_way), 0);
+        let relay = start_relay(sim, &world.network, 1, Some(six(0)));
+        Self { relays: vec![relay], ..world }
+    }
+
+    /// A host at a place of its own with IPv6 besides: at a global address behind this firewall.
+    pub fn dual_stack_host(&self, place: Place, firewall: FirewallOptions) -> SimHost {
+        let host = self.host(place);
+        let site = self.sites.fetch_add(1, Ordering::Relaxed) + 1;
+        host.add_address(&self.network.firewall(firewall), six(site)).unwrap();
+        host
+    }
+
+    /// A host that has nothing but IPv6, at a global address behind this firewall.
+    pub fn six_only_host(&self, firewall: FirewallOptions) -> SimHost {
+        let site = self.sites.fetch_add(1, Ordering::Relaxed) + 1;
+        self.network.firewall(firewall).host(six(site))
     }
 
     /// A host at a place of its own.
@@ -121,18 +146,21 @@ impl World {
     }
 }
 
-fn start_relay(sim: &Sim, network: &SimNetwork, number: u8) -> (SimHost, Relay) {
+fn start_relay(sim: &Sim, network: &SimNetwork, number: u8, six: Option<IpAddr>) -> (SimHost, Relay) {
     let (name, address) = (format!("relay-{number}.example.org"), ip([203, 0, 113, number]));
     let host = network.host(address);
-    network.name(&name, address);
+    six.inspect(|six| host.add_address(&network.internet(), *six).unwrap());
+    // Whoever has one family only has to see for itself which address is for it.
+    let ips: Vec<_> = [address].into_iter().chain(six).collect();
+    ips.iter().rev().for_each(|ip| network.name(&name, *ip));
     let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     let clock = network.clone();
     let options = RelayOptions::new(Identity::from_seed(&sim.derive_seed(&name)))
         .with_listen(any(443))
         .with_datagrams(any(3478))
         .with_public_address(HostPort::new(&name, 443).unwrap())
-        .with_public_ips([address])
-        .with_relay_ips([address])
+        .with_public_ips(ips.clone())
+        .with_relay_ips(ips)
         .with_clock(Clock::new(move || clock.now().as_micros() as u64))
         .with_seed(sim.derive_seed(&format!("numbers of {name}")));
     let relay = Relay::start(Arc::new(host.clone()), options).unwrap();

@@ -262,7 +262,8 @@ impl Checker {
                 Some(CandidateKind::Host) if is_private(path.remote.ip()) => PathKind::Lan,
                 Some(CandidateKind::Host) => PathKind::Direct,
                 Some(CandidateKind::ServerReflexive | CandidateKind::PeerReflexive) | None => {
-                    if self.traversal.has_public_address() { PathKind::Direct } else { PathKind::Punched }
+                    let public = self.traversal.has_public_address(path.remote.is_ipv4());
+                    if public { PathKind::Direct } else { PathKind::Punched }
                 }
             },
         }

@@ -28,7 +28,7 @@ use crate::nat::stun::{Request, TransactionId};
 use crate::net::ByteStream;
 use crate::rendezvous::address::HostPort;
 use crate::transport::PathKind;
-use crate::transports::quic::addresses::canonical;
+use crate::transports::quic::addresses::{canonical, has_family};
 use crate::transports::quic::paths::{Received, TurnLink};
 use crate::transports::quic::traversal::Traversal;
 use crate::transports::stream::TokioStream;
@@ -112,7 +112,9 @@ async fn serve(traversal: &Traversal, plan: Plan) -> TurnError {
 
 async fn over_datagrams(traversal: &Traversal, plan: Plan) -> Result<(), TurnError> {
     let addresses = resolve(traversal, &plan).await?;
-    let reached = addresses.into_iter().find(|address| traversal.paths.reaches(address));
+    let interfaces = traversal.options.network.interface_addresses();
+    let reaches = |to: &SocketAddr| traversal.paths.reaches(to) && has_family(&interfaces, to.ip());
+    let reached = addresses.into_iter().find(reaches);
     let server = canonical(reached.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?);
     let link = start(traversal, plan, Way::Datagrams(server));
     tend(&traversal.turns, &link, |frame| {
