@@ -269,8 +269,8 @@ impl Client {
     }
 
     fn relayed(&mut self) -> SocketAddr {
-        until(&mut [self], |clients| clients[0].turn.relayed_address().is_some());
-        self.turn.relayed_address().unwrap()
+        until(&mut [self], |clients| clients[0].turn.relayed_addresses().next().is_some());
+        self.turn.relayed_addresses().next().unwrap()
     }
 
     fn failure(&mut self) -> TurnFailure {

@@ -78,6 +78,17 @@ fn where_one_has_only_ipv6_and_the_other_only_ipv4_a_relay_of_both_forwards() {
 }
 
 #[test]
+fn where_udp_is_blocked_too_a_relayed_address_of_the_other_family_is_lent() {
+    // The blocked end speaks TLS; the other one sends to an address of its own family.
+    let found = settled(|world| [world.six_only_host(home()), world.host(Place::UdpBlocked)]);
+    assert_eq!(paths(&found), [(PathKind::TurnUdp, true), (PathKind::TurnTls, true)]);
+    let found = settled(|world| [world.six_only_host(office()), world.host(Place::PortRestricted)]);
+    assert_eq!(paths(&found), [(PathKind::TurnTls, false), (PathKind::TurnUdp, false)]);
+    let found = settled(|world| [world.six_only_host(office()), world.host(Place::UdpBlocked)]);
+    assert_eq!(found.map(|info| info.path), [PathKind::TurnTls; 2]);
+}
+
+#[test]
 fn firewalls_that_block_ipv6_leave_what_ipv4_allows() {
     let found = settled(|world| [Place::PortRestricted; 2].map(|place| world.dual_stack_host(place, office())));
     assert_eq!(paths(&found), [(PathKind::Punched, false); 2]);

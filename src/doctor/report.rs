@@ -105,8 +105,8 @@ pub struct TurnFinding {
     pub transport: TurnTransport,
     /// Where it is.
     pub server: HostPort,
-    /// The address that it lent us.
-    pub relayed: Option<SocketAddr>,
+    /// The addresses that it lent us: one, or one of each family.
+    pub relayed: Vec<SocketAddr>,
     /// How long connecting and asking took.
     pub took: Result<Duration, ProbeError>,
 }

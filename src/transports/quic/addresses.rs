@@ -39,6 +39,12 @@ pub(super) fn has_family(interfaces: &[IpAddr], to: IpAddr) -> bool {
     to.is_loopback() || outside.peek().is_none() || outside.any(|ip| ip.is_ipv4() == to.is_ipv4())
 }
 
+/// Whether anybody can be at this address.
+pub(super) fn is_destination(address: &SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
+}
+
 /// One spelling per address: IPv4 as IPv4, no flow label.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match (address, address.ip().to_canonical()) {

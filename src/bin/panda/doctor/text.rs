@@ -135,7 +135,8 @@ impl Page {
     }
 
     fn turn(&mut self, turn: &TurnFinding) {
-        let relayed = turn.relayed.map_or_else(String::new, |relayed| format!(", lends us {relayed}"));
+        let relayed: Vec<_> = turn.relayed.iter().map(ToString::to_string).collect();
+        let relayed = if relayed.is_empty() { String::new() } else { format!(", lends us {}", relayed.join(" and ")) };
         let label = format!("TURN ({})", transport(turn.transport));
         self.line(label, format_args!("{}: {}{relayed}", turn.server, outcome(&turn.took)));
     }

@@ -20,7 +20,7 @@ use crate::nat::path_selection::{Check, PathEvent, PathSelection};
 use crate::nat::stun::{IntegrityKey, Scanned, TransactionId};
 use crate::rendezvous::signal::{Candidate, CandidateKind};
 use crate::transport::PathKind;
-use crate::transports::quic::addresses::canonical;
+use crate::transports::quic::addresses::{canonical, is_destination};
 use crate::watch;
 
 /// What the socket brings for one session.
@@ -118,10 +118,14 @@ impl Checker {
         let now = Instant::now().into_std();
         for candidate in candidates.iter().take(SIGNAL_CANDIDATES) {
             let remote = canonical(candidate.address);
-            if !self.traversal.paths.reaches(&remote) || self.remote.len() >= 2 * SIGNAL_CANDIDATES {
+            if !is_destination(&remote) || self.remote.len() >= 2 * SIGNAL_CANDIDATES {
                 continue;
             }
             self.remote.insert(remote, candidate.kind);
+            // What this node's socket cannot reach may be reached from a relayed address.
+            if !self.traversal.paths.reaches(&remote) {
+                continue;
+            }
             if !self.traversal.options.relay_only || candidate.kind == CandidateKind::Relayed {
                 let path = Path::direct(remote);
                 self.selection.add(now, path, self.kind(path));

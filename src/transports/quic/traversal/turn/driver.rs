@@ -148,7 +148,9 @@ fn start(traversal: &Traversal, plan: Plan, way: Way) -> Arc<Link> {
         TurnTransport::Tcp => PathKind::TurnTcp,
         TurnTransport::Tls => PathKind::TurnTls,
     };
-    let allocation = Allocation::new(TurnOptions::new(plan.transport), plan.credentials, traversal.random());
+    // Which family a peer has is not known before it is met.
+    let options = TurnOptions::new(plan.transport).with_both_families();
+    let allocation = Allocation::new(options, plan.credentials, traversal.random());
     let link = Arc::new(Link::new(Instant::now().into_std(), plan.id, kind, way, allocation));
     traversal.turns.add(&traversal.paths, &link);
     link

@@ -80,9 +80,9 @@ impl Link {
         Self { id, kind, way, wake: Notify::new(), state }
     }
 
-    /// Where peers reach this node through it, once it is there.
-    pub(super) fn relayed_address(&self) -> Option<SocketAddr> {
-        lock(&self.state).allocation.relayed_address()
+    /// Where peers reach this node through it, once it is there: one address, or one of each family.
+    pub(super) fn relayed_addresses(&self) -> Vec<SocketAddr> {
+        lock(&self.state).allocation.relayed_addresses().collect()
     }
 
     /// Whether it was there at any time.
@@ -124,7 +124,7 @@ impl Link {
     pub(super) fn farewell(&self, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
         let Way::Datagrams(server) = self.way else { return None };
         let mut state = lock(&self.state);
-        state.allocation.relayed_address()?;
+        state.allocation.relayed_addresses().next()?;
         state.allocation.release(now);
         Some((server, state.allocation.poll_transmit()?))
     }
@@ -132,10 +132,10 @@ impl Link {
     /// Wants to reach a peer. `None` when that makes no sense, or when as many are in use as may be.
     pub(super) fn lease(self: &Arc<Self>, now: Instant, peer: SocketAddr) -> Option<Lease> {
         let mut state = lock(&self.state);
-        let relayed = state.allocation.relayed_address()?;
+        let relayed = state.allocation.relayed_addresses().find(|relayed| relayed.is_ipv4() == peer.is_ipv4())?;
         // What a server with a public address can reach of a private network is another network.
         let elsewhere = is_private(peer.ip()) && !is_private(relayed.ip());
-        if relayed.is_ipv4() != peer.is_ipv4() || relayed == peer || elsewhere {
+        if relayed == peer || elsewhere {
             return None;
         }
         if !state.peers.contains_key(&peer) && state.peers.len() >= TURN_MAX_PEERS && !state.forget_one() {
