@@ -28,6 +28,7 @@ fn main() {
             SERVER,
             two_clients_talk_over_their_relayed_addresses_by_udp_and_tcp,
         ),
+        trial("one_allocation_has_addresses_of_both_families", SERVER, one_allocation_has_addresses_of_both_families),
         trial("a_nonce_that_went_stale_is_replaced", SERVER, a_nonce_that_went_stale_is_replaced),
         trial(
             "short_lived_credentials_are_taken_until_they_expire",
@@ -303,6 +304,11 @@ fn until(clients: &mut [&mut Client], mut done: impl FnMut(&[&mut Client]) -> bo
 /// Sends one payload each way until it has arrived: UDP may lose it between relayed addresses.
 fn exchange(one: &mut Client, two: &mut Client) {
     let (here, there) = (one.relayed(), two.relayed());
+    exchange_at((one, here), (two, there));
+}
+
+/// The same between these of their relayed addresses.
+fn exchange_at((one, here): (&mut Client, SocketAddr), (two, there): (&mut Client, SocketAddr)) {
     one.turn.add_peer(Instant::now(), there);
     two.turn.add_peer(Instant::now(), here);
     until(&mut [one, two], |both| both[0].turn.is_ready(there) && both[1].turn.is_ready(here));
@@ -340,6 +346,24 @@ fn two_clients_talk_over_their_relayed_addresses_by_udp_and_tcp() {
     two.received.clear();
     one.send(there, b"by channel");
     until(&mut [&mut one, &mut two], |both| both[1].received.contains(&(here, b"by channel".to_vec())));
+}
+
+fn one_allocation_has_addresses_of_both_families() {
+    let coturn = Coturn::start_with(&["--user=anna:secret", "--relay-ip=::1"]);
+    let mut clients = [TurnTransport::Udp, TurnTransport::Tcp].map(|transport| {
+        let mut client = Client::of_anna(&coturn, transport);
+        let options = TurnOptions::new(transport).with_both_families();
+        client.turn = Allocation::new(options, TurnCredentials::new("anna", "secret").unwrap(), seed());
+        client.turn.allocate(Instant::now());
+        until(&mut [&mut client], |clients| clients[0].turn.relayed_addresses().count() == 2);
+        client
+    });
+    for v4 in [true, false] {
+        let relayed = |client: &Client| client.turn.relayed_addresses().find(|address| address.is_ipv4() == v4).unwrap();
+        let at = clients.each_ref().map(relayed);
+        let [one, two] = &mut clients;
+        exchange_at((one, at[0]), (two, at[1]));
+    }
 }
 
 fn a_nonce_that_went_stale_is_replaced() {

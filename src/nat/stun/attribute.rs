@@ -37,6 +37,8 @@ pub(super) const XOR_PEER_ADDRESS: u16 = 0x0012;
 pub(super) const DATA: u16 = 0x0013;
 /// RFC 8656 §18.11.
 const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+/// The number that it had in the draft (SSODA) and that coturn still gives it.
+const DRAFT_ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8032;
 /// RFC 8656 §18.12.
 const ADDRESS_ERROR_CODE: u16 = 0x8001;
 /// Types below must be understood by whoever gets them (RFC 8489 §14).
@@ -74,6 +76,8 @@ define_attribute_enums!(
 pub enum Attribute {
     /// Asks for a relayed address of this family besides that of IPv4 (RFC 8656 §18.11).
     AdditionalAddressFamily(AddressFamily),
+    /// The same by the number that coturn knows.
+    DraftAdditionalAddressFamily(AddressFamily),
     /// Why there is no relayed address of this family beside the one of the other (RFC 8656 §18.12).
     AddressError(AddressFamily, ErrorCode),
     /// Another server to ask (RFC 8489 §14.15).
@@ -254,6 +258,9 @@ impl Attribute {
                 Some((CHANGE_REQUEST, vec![0, 0, 0, flags]))
             }
             Self::AdditionalAddressFamily(family) => Some((ADDITIONAL_ADDRESS_FAMILY, vec![family.number(), 0, 0, 0])),
+            Self::DraftAdditionalAddressFamily(family) => {
+                Some((DRAFT_ADDITIONAL_ADDRESS_FAMILY, vec![family.number(), 0, 0, 0]))
+            }
             Self::AddressError(family, code) => {
                 let (class, number) = ((code.number() / 100) as u8, (code.number() % 100) as u8);
                 Some((ADDRESS_ERROR_CODE, [&[family.number(), 0, class, number], code.text().as_bytes()].concat()))
@@ -271,9 +278,12 @@ impl Attribute {
                 Some(Ok(Self::ChangeRequest { ip: flags & CHANGE_IP != 0, port: flags & CHANGE_PORT != 0 }))
             }
             (CHANGE_REQUEST, _) => Some(Err(StunError::InvalidValue)),
-            // Both are optional: one that makes no sense is as good as none.
+            // All three are optional: one that makes no sense is as good as none.
             (ADDITIONAL_ADDRESS_FAMILY, [family, _, _, _]) => {
                 Some(Ok(Self::AdditionalAddressFamily(AddressFamily::from_number(*family)?)))
+            }
+            (DRAFT_ADDITIONAL_ADDRESS_FAMILY, [family, _, _, _]) => {
+                Some(Ok(Self::DraftAdditionalAddressFamily(AddressFamily::from_number(*family)?)))
             }
             (ADDRESS_ERROR_CODE, [family, _, class, number @ 0..100, ..]) => {
                 let code = ErrorCode::from_number(u16::from(class & 7) * 100 + u16::from(*number));
@@ -298,6 +308,7 @@ impl Attribute {
             Self::Nonce(text) => Nonce::new(bounded(text)?).map_err(unencodable)?.into(),
             Self::OtherAddress(address) => OtherAddress::new(*address).into(),
             Self::AdditionalAddressFamily(_)
+            | Self::DraftAdditionalAddressFamily(_)
             | Self::AddressError(..)
             | Self::ChangeRequest { .. }
             | Self::Padding(_) => return Err(StunError::Unencodable),

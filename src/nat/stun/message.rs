@@ -208,9 +208,9 @@ impl Message {
         first!(self, RequestedAddressFamily).copied()
     }
 
-    /// ADDITIONAL-ADDRESS-FAMILY.
+    /// ADDITIONAL-ADDRESS-FAMILY, by either number.
     pub fn additional_address_family(&self) -> Option<AddressFamily> {
-        first!(self, AdditionalAddressFamily).copied()
+        first!(self, AdditionalAddressFamily).or_else(|| first!(self, DraftAdditionalAddressFamily)).copied()
     }
 
     /// ADDRESS-ERROR-CODE.
