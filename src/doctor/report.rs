@@ -12,8 +12,9 @@ use crate::nat::allocation::TurnFailure;
 use crate::nat::nat_type::NatReport;
 use crate::rendezvous::address::{HostPort, RelayAddress};
 use crate::rendezvous::wire::TurnTransport;
-use crate::transport::{PathKind, PathReport, TransportError};
+use crate::transport::{PathKind, TransportError};
 use crate::transports::port_mapping::PortMappingReport;
+use crate::transports::quic::{Introduction, TriedPath};
 use crate::transports::relay_client::RelayError;
 
 /// Something could not be reached.
@@ -120,8 +121,12 @@ pub struct PeerFinding {
     pub addresses: Vec<SocketAddr>,
     /// How long connecting took.
     pub connected: Result<Duration, TransportError>,
-    /// The paths that were tried once it was connected; best ones first.
-    pub paths: Vec<PathReport>,
+    /// The relays that were asked to introduce us.
+    pub introductions: Vec<(HostPort, Introduction)>,
+    /// The path in use, if it is connected.
+    pub in_use: Option<(PathKind, SocketAddr)>,
+    /// The paths that were tried, connected or not; best ones first.
+    pub paths: Vec<TriedPath>,
 }
 
 /// Why connections to others are not expected to work.

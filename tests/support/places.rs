@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use panda_network::clock::Clock;
 use panda_network::identity::Identity;
-use panda_network::relay::{Relay, RelayOptions};
+use panda_network::relay::{Relay, RelayOptions, TurnMode};
 use panda_network::rendezvous::address::HostPort;
 use panda_network::sim::{FirewallOptions, LinkOptions, NatOptions, Sim, SimHost, SimNetwork};
 use panda_network::{Document, DocumentEvent, Durability, PandaNetwork, PandaNetworkOptions, StartFrom};
@@ -71,14 +71,21 @@ impl World {
     /// `link` is between any two public addresses.
     pub fn with_relays(sim: &Sim, link: LinkOptions, relays: u8) -> Self {
         let network = SimNetwork::new(sim.options().with_default_link(link).with_recorded_events(100_000));
-        let relays = (1..=relays).map(|number| start_relay(sim, &network, number, None)).collect();
+        let relays = (1..=relays).map(|number| start_relay(sim, &network, number, None, TurnMode::Embedded)).collect();
         Self { network, relays, sim: sim.clone(), sites: AtomicU8::new(0) }
     }
 
     /// With one relay that is reached over IPv4 and over IPv6.
     pub fn dual_stack(sim: &Sim, one_way: Duration) -> Self {
         let world = Self::with_relays(sim, LinkOptions::new().with_latency(one_way), 0);
-        let relay = start_relay(sim, &world.network, 1, Some(six(0)));
+        let relay = start_relay(sim, &world.network, 1, Some(six(0)), TurnMode::Embedded);
+        Self { relays: vec![relay], ..world }
+    }
+
+    /// With one relay that introduces and forwards, and lends no addresses.
+    pub fn without_turn(sim: &Sim, one_way: Duration) -> Self {
+        let world = Self::with_relays(sim, LinkOptions::new().with_latency(one_way), 0);
+        let relay = start_relay(sim, &world.network, 1, None, TurnMode::Off);
         Self { relays: vec![relay], ..world }
     }
 
@@ -146,7 +153,7 @@ impl World {
     }
 }
 
-fn start_relay(sim: &Sim, network: &SimNetwork, number: u8, six: Option<IpAddr>) -> (SimHost, Relay) {
+fn start_relay(sim: &Sim, network: &SimNetwork, number: u8, six: Option<IpAddr>, turn: TurnMode) -> (SimHost, Relay) {
     let (name, address) = (format!("relay-{number}.example.org"), ip([203, 0, 113, number]));
     let host = network.host(address);
     six.inspect(|six| host.add_address(&network.internet(), *six).unwrap());
@@ -161,6 +168,7 @@ fn start_relay(sim: &Sim, network: &SimNetwork, number: u8, six: Option<IpAddr>)
         .with_public_address(HostPort::new(&name, 443).unwrap())
         .with_public_ips(ips.clone())
         .with_relay_ips(ips)
+        .with_turn(turn)
         .with_clock(Clock::new(move || clock.now().as_micros() as u64))
         .with_seed(sim.derive_seed(&format!("numbers of {name}")));
     let relay = Relay::start(Arc::new(host.clone()), options).unwrap();

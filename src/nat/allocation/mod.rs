@@ -168,6 +168,11 @@ impl Allocation {
         self.live().is_some_and(|live| live.is_ready(peer))
     }
 
+    /// Why the server relays nothing to this peer, if it said so.
+    pub fn refusal(&self, peer: SocketAddr) -> Option<ErrorCode> {
+        self.live()?.permissions.refusal(peer.ip())
+    }
+
     /// Wraps a payload: the frame to send to the server, on the peer's channel or else as an indication. `None`: the peer was
     /// not added or is not ready, or the payload is too large (`TURN_FRAME_MAX_BYTES` with up to 48 bytes around it). The
     /// frame lies in a buffer of the machine, so nothing is allocated per packet.

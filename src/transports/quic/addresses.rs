@@ -39,6 +39,14 @@ pub(super) fn has_family(interfaces: &[IpAddr], to: IpAddr) -> bool {
     to.is_loopback() || outside.peek().is_none() || outside.any(|ip| ip.is_ipv4() == to.is_ipv4())
 }
 
+/// Addresses that mean something in one network only.
+pub(super) fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
 /// Whether anybody can be at this address.
 pub(super) fn is_destination(address: &SocketAddr) -> bool {
     let ip = address.ip().to_canonical();

@@ -2,8 +2,8 @@
 //!
 //! [`PathSelection`] decides; this encodes, waits and looks up what kind a path is. One per meeting and one per connection.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +13,16 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Traversal;
 use super::turn::Lease;
-use crate::limits::{CHECKS_WAITING, SIGNAL_CANDIDATES};
+use crate::limits::{CHECKS_WAITING, PATHS_PER_PEER, SIGNAL_CANDIDATES};
 use crate::nat::check::{self, Session, Side};
 use crate::nat::path::{Path, Via};
 use crate::nat::path_selection::{Check, PathEvent, PathSelection};
 use crate::nat::stun::{IntegrityKey, Scanned, TransactionId};
 use crate::rendezvous::signal::{Candidate, CandidateKind};
 use crate::transport::PathKind;
+pub(super) use crate::transports::quic::addresses::is_private;
 use crate::transports::quic::addresses::{canonical, is_destination};
+use crate::transports::quic::attempt::PathOutcome;
 use crate::watch;
 
 /// What the socket brings for one session.
@@ -72,6 +74,8 @@ pub(super) struct Checker {
     turns: watch::Receiver<u64>,
     /// Paths through allocations of ours, and whether they are among those that are checked.
     leases: BTreeMap<Path, (Lease, bool)>,
+    /// Paths on which checks were sent; on the others they were withheld.
+    sent: BTreeSet<Path>,
 }
 
 impl Drop for Checker {
@@ -108,6 +112,7 @@ impl Checker {
             relayed: Vec::new(),
             turns: traversal.turns.subscribe(),
             leases: BTreeMap::new(),
+            sent: BTreeSet::new(),
         };
         in_use.into_iter().for_each(|(path, _)| checker.keep_turn_path(path));
         Some(checker)
@@ -242,7 +247,7 @@ impl Checker {
         }
     }
 
-    fn send(&self, check: Check) {
+    fn send(&mut self, check: Check) {
         let mut id = [0; 12];
         id[..4].copy_from_slice(&self.consumer.to_be_bytes());
         id[4..8].copy_from_slice(&check.number.to_be_bytes());
@@ -252,7 +257,26 @@ impl Checker {
         if check.proven || self.traversal.paths.may_send(&check.path) {
             let request = check::request(self.session, &self.key, id, check.selected, check.padded_to);
             request.inspect(|request| self.traversal.paths.send(check.path, request));
+            if self.sent.len() >= 2 * PATHS_PER_PEER {
+                let known: BTreeSet<_> = self.selection.paths().map(|(path, ..)| path).collect();
+                self.sent.retain(|path| known.contains(path));
+            }
+            self.sent.insert(check.path);
         }
+    }
+
+    /// What came of all paths so far.
+    pub(super) fn outcomes(&self) -> Vec<(Path, PathKind, PathOutcome)> {
+        let checked = self.selection.paths().map(|(path, _, round_trip)| {
+            let silent = if self.sent.contains(&path) { PathOutcome::NoAnswer } else { PathOutcome::Withheld };
+            let outcome = round_trip.map_or(silent, |round_trip| PathOutcome::Answered { round_trip });
+            (path, self.kind(path), outcome)
+        });
+        let unchecked = self.leases.iter().filter(|(_, (_, checked))| !checked).map(|(path, (lease, _))| {
+            let refused = lease.refusal().map(|code| PathOutcome::Refused { code: code.number() });
+            (*path, lease.kind(), refused.unwrap_or(PathOutcome::NoAnswer))
+        });
+        checked.chain(unchecked).collect()
     }
 
     /// What kind of path this is, by what both ends know of their addresses.
@@ -271,13 +295,5 @@ impl Checker {
                 }
             },
         }
-    }
-}
-
-/// Addresses that mean something in one network only.
-pub(super) fn is_private(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::limits::TURN_MAX_PEERS;
 use crate::nat::allocation::{Allocation, TurnEvent, TurnFailure, TurnInput};
 use crate::nat::path::{Path, Via};
+use crate::nat::stun::ErrorCode;
 use crate::transport::PathKind;
 use crate::transports::quic::paths::{Received, TurnLink};
 use crate::transports::quic::traversal::{is_private, lock};
@@ -233,6 +234,11 @@ impl Lease {
         self.link.kind
     }
 
+    /// Why the server does not relay to the peer, if it said so.
+    pub(in crate::transports::quic::traversal) fn refusal(&self) -> Option<ErrorCode> {
+        lock(&self.link.state).allocation.refusal(self.peer)
+    }
+
     /// Whether datagrams get through to the server's side of the peer.
     pub(in crate::transports::quic::traversal) fn is_ready(&self) -> bool {
         lock(&self.link.state).allocation.is_ready(self.peer)
@@ -255,7 +261,7 @@ mod tests {
     use super::*;
     use crate::nat::allocation::{TurnOptions, TurnTransport};
     use crate::nat::credentials::TurnCredentials;
-    use crate::nat::stun::{Attribute, ErrorCode, Response, Scanned};
+    use crate::nat::stun::{Attribute, Response, Scanned};
 
     const SECOND: Duration = Duration::from_secs(1);
 
