@@ -308,7 +308,8 @@ fn addresses_that_nothing_is_sent_to_say_why() {
         let ticket = alice.network.create().await.unwrap().ticket().await.unwrap();
         let host = world.network.host([198, 51, 100, 99].into());
         let outcomes = |peer: &PeerFinding, v4: bool| {
-            let own = peer.paths.iter().filter(|path| path.kind != PathKind::Forwarded && !path.remote.ip().is_loopback());
+            let own =
+                peer.paths.iter().filter(|path| path.kind != PathKind::Forwarded && !path.remote.ip().is_loopback());
             own.filter(|path| path.remote.is_ipv4() == v4).map(|path| path.outcome).collect::<Vec<_>>()
         };
         let open = try_peer(&sim, &host, QuicTransportOptions::new(), ticket.clone()).await;

@@ -16,6 +16,7 @@ use crate::transport::{PathKind, TransportError};
 use crate::transports::port_mapping::PortMappingReport;
 use crate::transports::quic::{Introduction, TriedPath};
 use crate::transports::relay_client::RelayError;
+use crate::transports::turn_tls::TurnTlsError;
 
 /// Something could not be reached.
 #[derive(Debug, Error)]
@@ -27,6 +28,9 @@ pub enum ProbeError {
     /// No allocation. Says itself who erred.
     #[error(transparent)]
     Turn(#[from] TurnFailure),
+    /// Another key than the pinned one, or no TLS at all.
+    #[error(transparent)]
+    TurnTls(#[from] TurnTlsError),
     /// The name may be wrong, or name resolution does not work here.
     #[error("its name cannot be resolved: {0}")]
     Resolve(std::io::Error),

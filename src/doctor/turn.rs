@@ -8,7 +8,6 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::options::Step;
 use super::relays::{Opened, in_order};
@@ -22,7 +21,7 @@ use crate::nat::credentials::TurnCredentials;
 use crate::nat::framing::TurnFramer;
 use crate::rendezvous::wire::{TurnServer, TurnTransport};
 use crate::transports::stream::TokioStream;
-use crate::transports::turn_tls;
+use crate::transports::turn_tls::{self, ServerKey};
 
 /// How long connecting and asking may take: at least four round trips, since the first request is answered by a challenge.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -87,12 +86,13 @@ async fn connect(tools: &Tools, server: &TurnServer, address: SocketAddr, relay:
         TurnTransport::Udp => return Ok(Link::Udp(tools.bind(Family::of(&address))?, address)),
         TurnTransport::Tcp => Box::new(TokioStream(tools.network.connect_tcp(address).await?)),
         TurnTransport::Tls => {
-            // Pinned where the relay itself is the server.
-            let pin = relay.filter(|(reached, _)| *reached == address).map(|(_, key)| key);
-            let config = turn_tls::client(&tools.tls, &server.server, pin.as_ref());
-            let (config, name) = config.map_err(ProbeError::Protocol)?;
+            let key = match (relay, server.pin) {
+                (Some((reached, key)), _) if reached == address => ServerKey::Relay(key),
+                (_, Some(pin)) => ServerKey::Pinned(pin),
+                (_, None) => ServerKey::Any,
+            };
             let stream = TokioStream(tools.network.connect_tcp(address).await?);
-            Box::new(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
+            Box::new(turn_tls::connect(&tools.tls, &server.server, &key, stream).await?)
         }
     };
     Ok(Link::Stream { stream, framer: TurnFramer::new(), chunk: BytesMut::new() })

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
 use super::counters::Counters;
-use super::options::{RelayOptions, TurnMode};
+use super::options::{ExternalServer, RelayOptions, TurnMode};
 use super::peers::PeerPolicy;
 use super::ports::TurnState;
 use super::quota::AddressBuckets;
@@ -177,12 +177,13 @@ fn embedded_servers(
     datagrams: &[SocketAddr],
     bound: &Bound,
     relay_ips: &[IpAddr],
-) -> Vec<(TurnTransport, HostPort)> {
+) -> Vec<ExternalServer> {
     let tls = options.public.clone().unwrap_or_else(|| bound.tls.into());
     let udp = datagrams.iter().map(|address| (TurnTransport::Udp, HostPort::from(*address)));
     let tcp = bound.turn_tcp.into_iter().flat_map(|tcp| told_addresses(tcp, &options.public_ips, relay_ips));
     let tcp = tcp.map(|address| (TurnTransport::Tcp, HostPort::from(address)));
-    udp.chain(tcp).chain([(TurnTransport::Tls, tls)]).take(RELAY_SERVERS).collect()
+    let own = udp.chain(tcp).chain([(TurnTransport::Tls, tls)]);
+    own.map(|(transport, server)| ExternalServer::new(transport, server)).take(RELAY_SERVERS).collect()
 }
 
 /// Where relayed ports are bound: per family what was asked for, the socket's own address, or the best of an interface.

@@ -98,10 +98,13 @@ fn on_the_internet(machine: &Namespace, interface: &str, own: u16) {
 fn host(site: &Site, number: u16) -> Host {
     let host = site.host();
     enable(&host);
-    Namespace::ip(&host, &format!(
-        "addr add 2001:db8:0:{number:x}::2/64 dev eth0 nodad
+    Namespace::ip(
+        &host,
+        &format!(
+            "addr add 2001:db8:0:{number:x}::2/64 dev eth0 nodad
          route add ::/0 via 2001:db8:0:{number:x}::1"
-    ));
+        ),
+    );
     host
 }
 
@@ -120,8 +123,9 @@ struct Addresses {
 fn start_relay(server: &Server) -> Addresses {
     let config = server.directory().join("relay.toml");
     let ip = server.ip();
-    let text =
-        format!("public_address = \"{ip}:443\"\nlisten = \"[::]:443\"\ndatagrams = \"[::]:3478\"\nidentity = \"key\"\n");
+    let text = format!(
+        "public_address = \"{ip}:443\"\nlisten = \"[::]:443\"\ndatagrams = \"[::]:3478\"\nidentity = \"key\"\n"
+    );
     fs::write(&config, text).expect("relay.toml");
     let mut command = Command::new(PANDA.expect("a scene that needs it"));
     command.current_dir(server.directory());

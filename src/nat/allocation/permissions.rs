@@ -118,11 +118,7 @@ impl Permissions {
     pub(super) fn refusal(&self, host: IpAddr) -> Option<ErrorCode> {
         self.0.iter().find_map(|(known, grant)| match grant {
             Grant::Refused(code) if *known == host => Some(*code),
-            Grant::Wanted
-            | Grant::Asking
-            | Grant::Held { .. }
-            | Grant::Resting { .. }
-            | Grant::Refused(_) => None,
+            Grant::Wanted | Grant::Asking | Grant::Held { .. } | Grant::Resting { .. } | Grant::Refused(_) => None,
         })
     }
 

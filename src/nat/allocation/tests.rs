@@ -380,9 +380,7 @@ fn with_addresses_of_both_families_peers_of_either_are_reached() {
     let mut world = of_both_families();
     world.settle();
     assert_eq!(world.turn.relayed_addresses().collect::<Vec<_>>(), [relayed_address(), address(SIX)]);
-    let told = |event: &TurnEvent| {
-        matches!(event, TurnEvent::Allocated { also_relayed: Some(also), .. } if *also == address(SIX))
-    };
+    let told = |event: &TurnEvent| matches!(event, TurnEvent::Allocated { also_relayed: Some(also), .. } if *also == address(SIX));
     assert!(world.events.iter().any(told), "{:?}", world.events);
     let six = address("[2001:db8:7::7]:4000");
     for peer in [peer(), six] {

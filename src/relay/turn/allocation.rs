@@ -63,7 +63,20 @@ impl Allocation {
     ) -> Self {
         let (name, username, key) = user;
         let (permissions, channels, by_peer) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { client, name, username, key, transaction, relayed, refused, until, bytes, permissions, channels, by_peer }
+        Self {
+            client,
+            name,
+            username,
+            key,
+            transaction,
+            relayed,
+            refused,
+            until,
+            bytes,
+            permissions,
+            channels,
+            by_peer,
+        }
     }
 
     /// The relayed address that reaches peers of this family.

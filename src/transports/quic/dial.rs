@@ -148,7 +148,9 @@ impl Race<'_> {
                     self.running.retain(|running| *running != failure.virtual_address);
                     let before = self.candidates.len();
                     if let Some(stranger) = failure.answered_from {
-                        if failure.error == TransportError::WrongPeer && self.candidates.iter().any(|known| same_address(known, &stranger)) {
+                        if failure.error == TransportError::WrongPeer
+                            && self.candidates.iter().any(|known| same_address(known, &stranger))
+                        {
                             let (path, kind) = (Path::direct(canonical(stranger)), kind_of_own(stranger.ip()));
                             self.attempt.tried(path, kind, PathOutcome::Stranger);
                         }

@@ -21,6 +21,7 @@ use crate::rendezvous::wire::{NodeFrame, TurnServer, TurnTransport};
 use crate::transports::quic::addresses::has_family;
 use crate::transports::quic::traversal::{Traversal, lock};
 use crate::transports::relay_client::RelayInfo;
+use crate::transports::turn_tls::ServerKey;
 
 /// No STUN server answered within this time of the first question, which is repeated within it: UDP is taken for blocked until
 /// one does. Short: a person waits, and an allocation that turns out to be needless costs a relay little.
@@ -238,8 +239,14 @@ impl Manager {
             TurnTransport::Tcp => Framing::Tcp,
             TurnTransport::Tls => Framing::Tls,
         };
-        let is_relay = machine(&server.server, relay, &offers.info) == offers.info.address.ip().to_string()
+        let is_relay = machine(&server.server, relay, &offers.info)
+            == offers.info.address.ip().to_canonical().to_string()
             && server.server.port() == offers.info.address.port();
+        let server_key = match server.pin {
+            _ if is_relay => ServerKey::Relay(offers.info.key),
+            Some(pin) => ServerKey::Pinned(pin),
+            None => ServerKey::Any,
+        };
         let id = loop {
             self.next_id = self.next_id.wrapping_add(1);
             // One that has just been told to end may still be there.
@@ -253,7 +260,7 @@ impl Manager {
             transport,
             server: server.server.clone(),
             relay_ip: offers.info.address.ip(),
-            pin: is_relay.then_some(offers.info.key),
+            key: server_key,
             credentials,
         };
         let (stop, stopped) = oneshot::channel();
