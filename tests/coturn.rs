@@ -32,6 +32,7 @@ fn main() {
             SERVER,
             two_clients_talk_over_their_relayed_addresses_by_udp_and_tcp,
         ),
+        trial("one_allocation_has_addresses_of_both_families", SERVER, one_allocation_has_addresses_of_both_families),
         trial("a_nonce_that_went_stale_is_replaced", SERVER, a_nonce_that_went_stale_is_replaced),
         trial(
             "short_lived_credentials_are_taken_until_they_expire",
@@ -48,6 +49,9 @@ fn main() {
         trial("nodes_without_udp_talk_over_tcp", SERVER, || run(nodes::nodes_without_udp_talk_over_tcp())),
         trial("nodes_without_udp_talk_over_tls_to_a_server_with_any_certificate", SERVER, || {
             run(nodes::nodes_without_udp_talk_over_tls_to_a_server_with_any_certificate())
+        }),
+        trial("nodes_talk_to_a_server_with_the_pinned_key_and_the_doctor_says_when_it_is_another", SERVER, || {
+            run(nodes::nodes_talk_to_a_server_with_the_pinned_key_and_the_doctor_says_when_it_is_another())
         }),
         trial("nodes_that_hide_their_addresses_talk_over_udp", SERVER, || {
             run(nodes::nodes_that_hide_their_addresses_talk_over_udp())
@@ -254,8 +258,8 @@ impl Client {
     }
 
     fn relayed(&mut self) -> SocketAddr {
-        until(&mut [self], |clients| clients[0].turn.relayed_address().is_some());
-        self.turn.relayed_address().unwrap()
+        until(&mut [self], |clients| clients[0].turn.relayed_addresses().next().is_some());
+        self.turn.relayed_addresses().next().unwrap()
     }
 
     fn failure(&mut self) -> TurnFailure {
@@ -288,6 +292,11 @@ fn until(clients: &mut [&mut Client], mut done: impl FnMut(&[&mut Client]) -> bo
 /// Sends one payload each way until it has arrived: UDP may lose it between relayed addresses.
 fn exchange(one: &mut Client, two: &mut Client) {
     let (here, there) = (one.relayed(), two.relayed());
+    exchange_at((one, here), (two, there));
+}
+
+/// The same between these of their relayed addresses.
+fn exchange_at((one, here): (&mut Client, SocketAddr), (two, there): (&mut Client, SocketAddr)) {
     one.turn.add_peer(Instant::now(), there);
     two.turn.add_peer(Instant::now(), here);
     until(&mut [one, two], |both| both[0].turn.is_ready(there) && both[1].turn.is_ready(here));
@@ -325,6 +334,25 @@ fn two_clients_talk_over_their_relayed_addresses_by_udp_and_tcp() {
     two.received.clear();
     one.send(there, b"by channel");
     until(&mut [&mut one, &mut two], |both| both[1].received.contains(&(here, b"by channel".to_vec())));
+}
+
+fn one_allocation_has_addresses_of_both_families() {
+    let coturn = Coturn::start_with(&["--user=anna:secret", "--relay-ip=::1"]);
+    let mut clients = [TurnTransport::Udp, TurnTransport::Tcp].map(|transport| {
+        let mut client = Client::of_anna(&coturn, transport);
+        let options = TurnOptions::new(transport).with_both_families();
+        client.turn = Allocation::new(options, TurnCredentials::new("anna", "secret").unwrap(), seed());
+        client.turn.allocate(Instant::now());
+        until(&mut [&mut client], |clients| clients[0].turn.relayed_addresses().count() == 2);
+        client
+    });
+    for v4 in [true, false] {
+        let relayed =
+            |client: &Client| client.turn.relayed_addresses().find(|address| address.is_ipv4() == v4).unwrap();
+        let at = clients.each_ref().map(relayed);
+        let [one, two] = &mut clients;
+        exchange_at((one, at[0]), (two, at[1]));
+    }
 }
 
 fn a_nonce_that_went_stale_is_replaced() {
@@ -409,13 +437,16 @@ mod nodes {
     use std::task::{Context, Poll};
     use std::time::Duration;
 
+    use panda_network::doctor::{self, DoctorOptions, ProbeError};
     use panda_network::identity::Identity;
-    use panda_network::relay::{ExternalTurn, IpNetwork, PeerPolicy, Relay, RelayOptions, TurnMode};
+    use panda_network::relay::{ExternalServer, ExternalTurn, IpNetwork, PeerPolicy, Relay, RelayOptions, TurnMode};
     use panda_network::rendezvous::address::HostPort;
+    use panda_network::rendezvous::pin::SpkiPin;
     use panda_network::rendezvous::wire::TurnTransport;
     use panda_network::transport::PathKind;
     use panda_network::transports::host::OsNetwork;
     use panda_network::transports::quic::QuicTransportOptions;
+    use panda_network::transports::turn_tls::TurnTlsError;
     use panda_network::{
         Document, DocumentEvent, Durability, PandaNetwork, PandaNetworkOptions, StartFrom, Subscription,
     };
@@ -427,14 +458,14 @@ mod nodes {
 
     const SECRET: [&str; 2] = ["--use-auth-secret", "--static-auth-secret=north"];
 
-    fn options(server: (TurnTransport, HostPort)) -> RelayOptions {
+    fn options(server: ExternalServer) -> RelayOptions {
         let loopback: IpNetwork = "127.0.0.0/8".parse().unwrap();
         RelayOptions::new(Identity::from_seed(&[9; 32]))
             .with_turn(TurnMode::External(ExternalTurn { servers: vec![server], secret: "north".to_owned().into() }))
             .with_peer_policy(PeerPolicy::new().with_allowed([loopback]))
     }
 
-    fn relay(server: (TurnTransport, HostPort)) -> Relay {
+    fn relay(server: ExternalServer) -> Relay {
         Relay::start(Arc::new(OsNetwork), options(server)).unwrap()
     }
 
@@ -532,13 +563,14 @@ mod nodes {
 
     pub async fn nodes_without_udp_talk_over_tcp() {
         let coturn = Coturn::start_with(&SECRET);
-        let relay = relay((TurnTransport::Tcp, coturn.address.into()));
+        let relay = relay(ExternalServer::new(TurnTransport::Tcp, coturn.address.into()));
         let mut pair = Pair::of(&relay, without_udp).await;
         assert_eq!(pair.share("hello").await, PathKind::TurnTcp);
         pair.shut_down().await;
     }
 
-    pub async fn nodes_without_udp_talk_over_tls_to_a_server_with_any_certificate() {
+    /// coturn with TLS and a certificate of its own, where it listens, and the pin of its key.
+    fn with_tls() -> (Coturn, HostPort, SpkiPin) {
         let directory = tempfile::tempdir().unwrap();
         let certified = rcgen::generate_simple_self_signed(["turn.example.org".to_owned()]).unwrap();
         let (cert, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
@@ -552,16 +584,42 @@ mod nodes {
         ];
         let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         arguments.extend(SECRET);
-        let _coturn = Coturn::start_with(&arguments);
-        let relay = relay((TurnTransport::Tls, SocketAddr::from((LOOPBACK, port)).into()));
+        let coturn = Coturn::start_with(&arguments);
+        let pin = SpkiPin::of(&rcgen::PublicKeyData::subject_public_key_info(&certified.signing_key));
+        (coturn, SocketAddr::from((LOOPBACK, port)).into(), pin)
+    }
+
+    pub async fn nodes_without_udp_talk_over_tls_to_a_server_with_any_certificate() {
+        let (_coturn, server, _) = with_tls();
+        let relay = relay(ExternalServer::new(TurnTransport::Tls, server));
         let mut pair = Pair::of(&relay, without_udp).await;
         assert_eq!(pair.share("hello").await, PathKind::TurnTls);
         pair.shut_down().await;
     }
 
+    pub async fn nodes_talk_to_a_server_with_the_pinned_key_and_the_doctor_says_when_it_is_another() {
+        let (_coturn, server, pin) = with_tls();
+        let pinned = |pin| ExternalServer::new(TurnTransport::Tls, server.clone()).with_pin(pin);
+        let right = relay(pinned(pin));
+        let mut pair = Pair::of(&right, without_udp).await;
+        assert_eq!(pair.share("hello").await, PathKind::TurnTls);
+        pair.shut_down().await;
+
+        let other = SpkiPin::of(b"another key");
+        let wrong = relay(pinned(other));
+        let options = DoctorOptions::new().with_relays([wrong.address().clone()]);
+        let report = doctor::examine(Arc::new(OsNetwork), options).await.unwrap();
+        let [turn] = &report.relays[0].turn[..] else { panic!("{report:#?}") };
+        let Err(ProbeError::TurnTls(TurnTlsError::WrongPin { expected, found })) = &turn.took else {
+            panic!("{turn:#?}")
+        };
+        assert_eq!((*expected, *found), (other, pin));
+        assert!(turn.relayed.is_empty());
+    }
+
     pub async fn nodes_that_hide_their_addresses_talk_over_udp() {
         let coturn = Coturn::start_with(&SECRET);
-        let server = (TurnTransport::Udp, coturn.address.into());
+        let server = ExternalServer::new(TurnTransport::Udp, coturn.address.into());
         // UDP works, as coturn's other address says; forwarding does not.
         let told = SocketAddr::from(([127, 0, 0, 3], coturn.address.port()));
         let options = options(server).with_datagrams(told).with_public_ips([OTHER.into()]);

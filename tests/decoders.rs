@@ -19,6 +19,7 @@ use panda_network::nat::stun::{
 };
 use panda_network::operation::Head;
 use panda_network::rendezvous::address::{HostPort, RelayAddress};
+use panda_network::rendezvous::pin::SpkiPin;
 use panda_network::rendezvous::seal;
 use panda_network::rendezvous::signal::{BirthdayWord, Candidate, CandidateKind, SessionSecret, Signal};
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer, TurnTransport, Welcome};
@@ -147,6 +148,7 @@ fn relay_frames() -> Vec<Vec<u8>> {
         username: "1700000000:abc".into(),
         password: "password".into(),
         lifetime_s: 3600,
+        pin: Some(SpkiPin::of(b"its key")),
     };
     let datagrams = ["0.0.0.0:3478", "[2001:db8::1]:3478"].map(|text| text.parse().unwrap()).to_vec();
     let stun = vec![HostPort::new("192.0.2.1", 3478).unwrap()];

@@ -10,15 +10,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use panda_network::doctor::{self, DoctorOptions, PeerKind, Report, Trouble};
+use panda_network::DocumentTicket;
+use panda_network::doctor::{self, DoctorOptions, PeerFinding, PeerKind, Report, Trouble};
 use panda_network::identity::Identity;
 use panda_network::nat::nat_type::{FilteringBehaviour, Mapping, MappingBehaviour};
 use panda_network::relay::{Alternate, Relay, RelayOptions};
 use panda_network::rendezvous::address::{HostPort, RelayAddress};
 use panda_network::rendezvous::wire::TurnTransport;
-use panda_network::sim::{self, Sim, SimHost};
+use panda_network::sim::{self, FirewallOptions, Sim, SimHost};
 use panda_network::transport::PathKind;
-use panda_network::transports::quic::QuicTransportOptions;
+use panda_network::transports::quic::{Introduction, PathOutcome, QuicTransportOptions};
 use places::{Place, World};
 
 const ONE_WAY: Duration = Duration::from_millis(20);
@@ -89,7 +90,7 @@ fn every_nat_is_called_by_its_name() {
             let session = relay.session.as_ref().unwrap();
             assert_eq!(relay.address.key, Some(session.key));
             assert!(relay.stun.iter().all(|stun| stun.round_trip.as_ref().unwrap() == &(2 * ONE_WAY)), "{relay:#?}");
-            assert!(relay.turn.iter().all(|turn| turn.relayed.is_some()), "{relay:#?}");
+            assert!(relay.turn.iter().all(|turn| !turn.relayed.is_empty()), "{relay:#?}");
         }
         let transports: Vec<_> = report.relays[0].turn.iter().map(|turn| turn.transport).collect();
         assert_eq!(transports, [TurnTransport::Udp, TurnTransport::Tcp, TurnTransport::Tls]);
@@ -181,7 +182,8 @@ fn a_peer_of_a_ticket_is_reached_by_the_path_that_was_expected() {
         let report = sim::run(seed(), |sim| visit(sim, there, here));
         assert_eq!(report.verdict(), Ok(()), "{report:#?}");
         let peer = &report.peers.as_ref().unwrap()[0];
-        assert!(peer.paths[0].selected && peer.paths[0].round_trip.is_some(), "{peer:#?}");
+        assert_eq!(peer.in_use, Some((peer.paths[0].kind, peer.paths[0].remote)), "{peer:#?}");
+        assert!(peer.paths[0].round_trip().is_some(), "{peer:#?}");
         assert_eq!(peer.paths[0].kind, path, "{peer:#?}");
         if kind != PeerKind::PortRestricted {
             // With one server the kind of NAT cannot be known, and the worse is expected.
@@ -229,6 +231,91 @@ fn a_peer_that_is_gone_is_told_from_a_bad_network() {
         let report = examine(&sim, &host, options).await;
         assert!(report.relays[0].session.is_ok());
         assert!(matches!(report.verdict(), Err(Trouble::NoPeer(_))), "{report:#?}");
+        let peer = &report.peers.as_ref().unwrap()[0];
+        let (introduction, tried) = came_of(peer);
+        // It vanished a moment ago: the relay does not know yet.
+        assert_eq!(introduction, Introduction::NoAnswer);
+        // In this network another machine has its private address, the doctor's own.
+        let expected = [
+            (PathKind::Lan, "192.168.1.2:4000".to_owned(), PathOutcome::Stranger),
+            (PathKind::Direct, "198.51.100.1:4000".to_owned(), PathOutcome::NoAnswer),
+            (PathKind::Forwarded, "203.0.113.1:3478".to_owned(), PathOutcome::NoAnswer),
+        ];
+        assert_eq!(tried, expected);
+    });
+}
+
+/// What the doctor finds out about the peer of a ticket that cannot be reached, from its own host.
+async fn try_peer(sim: &Sim, host: &SimHost, quic: QuicTransportOptions, ticket: DocumentTicket) -> PeerFinding {
+    let quic = quic.with_socket(host.bind(0).unwrap());
+    let report = examine(sim, host, DoctorOptions::new().with_quic(quic).with_ticket(ticket)).await;
+    let peer = report.peers.into_iter().flatten().find(|peer| peer.connected.is_err());
+    assert!(peer.as_ref().is_some_and(|peer| peer.in_use.is_none()), "{peer:#?}");
+    peer.unwrap()
+}
+
+/// What came of asking the one relay, and of the paths.
+fn came_of(peer: &PeerFinding) -> (Introduction, Vec<(PathKind, String, PathOutcome)>) {
+    let [(_, introduction)] = &peer.introductions[..] else { panic!("{peer:#?}") };
+    let paths = peer.paths.iter().map(|path| (path.kind, path.remote.to_string(), path.outcome)).collect();
+    (*introduction, paths)
+}
+
+#[test]
+fn where_no_path_works_each_is_shown_with_what_came_of_it() {
+    let silent = |kind, remote: &str| (kind, remote.to_owned(), PathOutcome::NoAnswer);
+    let blocked = sim::run(seed(), |sim| async move {
+        let world = World::without_turn(&sim, ONE_WAY);
+        let alice = world.node(Place::UdpBlocked, "alice").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let ticket = alice.network.create().await.unwrap().ticket().await.unwrap();
+        let (quic, host) = (QuicTransportOptions::new(), world.network.host([198, 51, 100, 99].into()));
+        try_peer(&sim, &host, quic, ticket).await
+    });
+    let (introduction, paths) = came_of(&blocked);
+    assert_eq!(introduction, Introduction::Answered);
+    let expected = [silent(PathKind::Lan, "192.168.1.2:4000"), silent(PathKind::Forwarded, "203.0.113.1:3478")];
+    assert_eq!(paths, expected);
+}
+
+#[test]
+fn a_peer_that_refuses_or_is_gone_is_told_by_its_relay() {
+    sim::run(seed(), |sim| async move {
+        let world = World::without_turn(&sim, ONE_WAY);
+        let alice = world.node(Place::PortRestricted, "alice").await;
+        let bob = world.node(Place::PortRestricted, "bob").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let hers = alice.network.create().await.unwrap().ticket().await.unwrap();
+        // A document that she does not know.
+        let his = bob.network.create().await.unwrap().ticket().await.unwrap().with_peers(hers.peers().to_vec());
+        let host = world.host(Place::PortRestricted);
+        let refused = try_peer(&sim, &host, QuicTransportOptions::new(), his).await;
+        assert_eq!(came_of(&refused).0, Introduction::Refused);
+        alice.network.shutdown(Duration::from_secs(1)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let gone = try_peer(&sim, &host, QuicTransportOptions::new(), hers).await;
+        assert_eq!(came_of(&gone).0, Introduction::NotHere);
+    });
+}
+
+#[test]
+fn addresses_that_nothing_is_sent_to_say_why() {
+    sim::run(seed(), |sim| async move {
+        let world = World::without_turn(&sim, ONE_WAY);
+        let alice_host = world.dual_stack_host(Place::UdpBlocked, FirewallOptions::tcp_443_only());
+        let alice = world.node_on(alice_host, "alice").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let ticket = alice.network.create().await.unwrap().ticket().await.unwrap();
+        let host = world.network.host([198, 51, 100, 99].into());
+        let outcomes = |peer: &PeerFinding, v4: bool| {
+            let own =
+                peer.paths.iter().filter(|path| path.kind != PathKind::Forwarded && !path.remote.ip().is_loopback());
+            own.filter(|path| path.remote.is_ipv4() == v4).map(|path| path.outcome).collect::<Vec<_>>()
+        };
+        let open = try_peer(&sim, &host, QuicTransportOptions::new(), ticket.clone()).await;
+        assert_eq!(outcomes(&open, false), [PathOutcome::NoRoute], "{open:#?}");
+        let hidden = try_peer(&sim, &host, QuicTransportOptions::new().with_relay_only(true), ticket).await;
+        assert_eq!(outcomes(&hidden, true), [PathOutcome::Withheld], "{hidden:#?}");
     });
 }
 

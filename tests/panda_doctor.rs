@@ -68,7 +68,7 @@ fn the_doctor_finds_a_relay_with_all_it_offers() {
     assert!(relay["session_ms"].is_number() && relay["stun"][0]["round_trip_ms"].is_number(), "{relay:#}");
     let turn = relay["turn"].as_array().unwrap();
     assert_eq!(turn.iter().map(|turn| turn["transport"].as_str().unwrap()).collect::<Vec<_>>(), ["UDP", "TCP", "TLS"]);
-    assert!(turn.iter().all(|turn| turn["relayed"].is_string()), "{relay:#}");
+    assert!(turn.iter().all(|turn| turn["relayed"][0].is_string()), "{relay:#}");
     assert_eq!(report["nat"][0]["mapping"], "none");
     assert_eq!(report["peers"], Value::Null);
 
@@ -135,6 +135,31 @@ fn a_shared_file_remembers_its_relay_and_the_doctor_reaches_it_by_its_ticket() {
     assert!(output.status.success(), "{report:#}");
     let paths = report["peers"][0]["paths"].as_array().unwrap();
     assert!(paths.iter().any(|path| path["in_use"] == true && path["round_trip_ms"].is_number()), "{report:#}");
+}
+
+#[test]
+fn where_the_peer_of_a_ticket_is_gone_the_doctor_shows_what_was_tried() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_relay, address) = relay(directory.path());
+    let (file, data) = (directory.path().join("notes.md"), directory.path().join("data"));
+    std::fs::write(&file, "hello").unwrap();
+    let share = Running::start(panda(&["share", "--relay", &address]).arg("--data-dir").arg(&data).arg(&file));
+    let ticket = share.line.clone();
+    wait_until(|| std::fs::read_to_string(data.join("panda-file.json")).is_ok_and(|state| state.contains(&address)));
+    drop(share);
+
+    let json = panda(&["doctor", "--json", &ticket]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let text = panda(&["doctor", &ticket]).output().unwrap();
+    let json = json.wait_with_output().unwrap();
+    assert_eq!((json.status.code(), text.status.code()), (Some(1), Some(1)));
+    let report = object(&json);
+    let peer = &report["peers"][0];
+    assert_eq!(peer["introductions"][0]["outcome"], "the peer is not there", "{peer:#}");
+    let paths = peer["paths"].as_array().unwrap();
+    assert!(!paths.is_empty() && paths.iter().all(|path| path["outcome"] == "no answer"), "{peer:#}");
+    assert!(paths.iter().all(|path| path["in_use"] == false && path["round_trip_ms"].is_null()), "{peer:#}");
+    let page = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(page.contains("the peer is not there") && page.contains(": no answer"), "{page}");
 }
 
 /// Ends a test that hangs after half a minute.

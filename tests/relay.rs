@@ -44,6 +44,9 @@ fn main() {
         trial("turn_by_tls_works_with_coturns_client", Some("turnutils_uclient"), || {
             run(turn_by_tls_works_with_coturns_client())
         }),
+        trial("turn_lends_coturns_client_ipv6_addresses", Some("turnutils_uclient"), || {
+            run(turn_lends_coturns_client_ipv6_addresses())
+        }),
         trial("credentials_of_the_relay_are_taken_by_a_coturn_with_the_same_secret", Some("turnserver"), || {
             run(credentials_of_the_relay_are_taken_by_a_coturn_with_the_same_secret())
         }),
@@ -228,6 +231,15 @@ async fn turn_by_tcp_works_with_coturns_client() {
 
 async fn turn_by_tls_works_with_coturns_client() {
     assert_all_came_back(&uclient(TurnTransport::Tls, &["-y", "-s", "-t", "-S"]).await);
+}
+
+async fn turn_lends_coturns_client_ipv6_addresses() {
+    let relay = RelayProcess::start_with(
+        "datagrams = '127.0.0.1:0'\nrelay_ips = ['127.0.0.1', '::1']\npeers.allow = ['127.0.0.0/8', '::1/128']\n",
+    );
+    let printed = uclient_with(&relay, TurnTransport::Udp, &["-y", "-s", "-v", "-x"]).await;
+    assert_all_came_back(&printed);
+    assert!(printed.contains("Received relay addr: ::1:"), "no relayed IPv6 address: {printed}");
 }
 
 /// coturn itself; killed when the test ends.

@@ -19,7 +19,7 @@ use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::doorkeeper::{Doorkeeper, Proof, proof};
 use crate::sync::hello::PROTOCOL_VERSIONS;
 use crate::transport::{CloseReason, PathKind, PathReport, Transport, TransportError, TransportKind};
-use crate::transports::quic::{QuicTransport, QuicTransportOptions};
+use crate::transports::quic::{DialReport, Introduction, PathOutcome, QuicTransport, QuicTransportOptions, TriedPath};
 
 /// How long everything about peers may take.
 const DEADLINE: Duration = Duration::from_secs(14);
@@ -61,7 +61,10 @@ pub(super) async fn visit(
         .with_hello(PROTOCOL_VERSIONS.encode());
     let transport = match QuicTransport::start(&tools.identity, quic) {
         Ok(transport) => transport,
-        Err(error) => return ticket.peers().iter().map(|peer| finding(peer, Err(error.clone()), vec![])).collect(),
+        Err(error) => {
+            let none = |peer| finding(peer, Err(error.clone()), DialReport::default(), &[]);
+            return ticket.peers().iter().map(none).collect();
+        }
     };
     transport.set_doorkeeper(Arc::new(TicketHolder { me: tools.identity.peer_id(), key: ticket.key().clone() }));
     let (started, mut tasks) = (Instant::now(), JoinSet::new());
@@ -77,9 +80,10 @@ pub(super) async fn visit(
 async fn visit_one(tools: &Tools, transport: &QuicTransport, peer: &PeerAddress, started: Instant) -> PeerFinding {
     let id = peer.peer_id();
     tools.tell(Step::Peer(id));
-    let connection = match transport.connect(peer, DEADLINE).await {
+    let (connected, tried) = transport.connect_and_tell(peer, DEADLINE).await;
+    let connection = match connected {
         Ok(connection) => connection,
-        Err(error) => return finding(peer, Err(error), vec![]),
+        Err(error) => return finding(peer, Err(error), tried, &[]),
     };
     let took = started.elapsed();
     tools.tell(Step::Paths(id));
@@ -94,7 +98,7 @@ async fn visit_one(tools: &Tools, transport: &QuicTransport, peer: &PeerAddress,
         }
     }
     connection.close(CloseReason::Done);
-    finding(peer, Ok(took), paths)
+    finding(peer, Ok(took), tried, &paths)
 }
 
 /// Whether the best kind of path is in use: there is nothing to wait for.
@@ -104,8 +108,29 @@ fn is_straight(paths: &[PathReport]) -> bool {
         && paths.iter().all(|path| path.round_trip.is_some())
 }
 
-fn finding(peer: &PeerAddress, connected: Result<Duration, TransportError>, mut paths: Vec<PathReport>) -> PeerFinding {
-    paths.sort_by_key(|path| (!path.selected, path.round_trip.is_none(), path.kind, path.round_trip));
+/// What the dial tried, and what the connection made of it.
+fn finding(
+    peer: &PeerAddress,
+    connected: Result<Duration, TransportError>,
+    tried: DialReport,
+    current: &[PathReport],
+) -> PeerFinding {
+    let in_use = current.iter().find(|path| path.selected).map(|path| (path.kind, path.remote));
+    let mut paths: Vec<_> = current.iter().map(tried_path).collect();
+    let known = |tried: &TriedPath| current.iter().any(|path| (path.kind, path.remote) == (tried.kind, tried.remote));
+    // The connection checks the dial's paths anew; those that it left out say why.
+    let explains = |tried: &TriedPath| !matches!(tried.outcome, PathOutcome::NoAnswer | PathOutcome::Answered { .. });
+    let of_dial = tried.paths.into_iter().filter(|tried| current.is_empty() || explains(tried) && !known(tried));
+    paths.extend(of_dial);
+    paths.sort_by_key(|path| (in_use != Some((path.kind, path.remote)), path.round_trip().is_none(), path.kind));
     let addresses = peer.addresses_for(TransportKind::Quic).collect();
-    PeerFinding { peer: peer.peer_id(), addresses, connected, paths }
+    // Who is connected need not have answered the relay first.
+    let told = |introduction: &(_, Introduction)| connected.is_err() || introduction.1 == Introduction::Answered;
+    let introductions = tried.introductions.into_iter().filter(told).collect();
+    PeerFinding { peer: peer.peer_id(), addresses, connected, introductions, in_use, paths }
+}
+
+fn tried_path(path: &PathReport) -> TriedPath {
+    let outcome = path.round_trip.map_or(PathOutcome::NoAnswer, |round_trip| PathOutcome::Answered { round_trip });
+    TriedPath { kind: path.kind, remote: path.remote, outcome }
 }

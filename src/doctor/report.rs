@@ -12,9 +12,11 @@ use crate::nat::allocation::TurnFailure;
 use crate::nat::nat_type::NatReport;
 use crate::rendezvous::address::{HostPort, RelayAddress};
 use crate::rendezvous::wire::TurnTransport;
-use crate::transport::{PathKind, PathReport, TransportError};
+use crate::transport::{PathKind, TransportError};
 use crate::transports::port_mapping::PortMappingReport;
+use crate::transports::quic::{Introduction, TriedPath};
 use crate::transports::relay_client::RelayError;
+use crate::transports::turn_tls::TurnTlsError;
 
 /// Something could not be reached.
 #[derive(Debug, Error)]
@@ -26,6 +28,9 @@ pub enum ProbeError {
     /// No allocation. Says itself who erred.
     #[error(transparent)]
     Turn(#[from] TurnFailure),
+    /// Another key than the pinned one, or no TLS at all.
+    #[error(transparent)]
+    TurnTls(#[from] TurnTlsError),
     /// The name may be wrong, or name resolution does not work here.
     #[error("its name cannot be resolved: {0}")]
     Resolve(std::io::Error),
@@ -105,8 +110,8 @@ pub struct TurnFinding {
     pub transport: TurnTransport,
     /// Where it is.
     pub server: HostPort,
-    /// The address that it lent us.
-    pub relayed: Option<SocketAddr>,
+    /// The addresses that it lent us: one, or one of each family.
+    pub relayed: Vec<SocketAddr>,
     /// How long connecting and asking took.
     pub took: Result<Duration, ProbeError>,
 }
@@ -120,8 +125,12 @@ pub struct PeerFinding {
     pub addresses: Vec<SocketAddr>,
     /// How long connecting took.
     pub connected: Result<Duration, TransportError>,
-    /// The paths that were tried once it was connected; best ones first.
-    pub paths: Vec<PathReport>,
+    /// The relays that were asked to introduce us.
+    pub introductions: Vec<(HostPort, Introduction)>,
+    /// The path in use, if it is connected.
+    pub in_use: Option<(PathKind, SocketAddr)>,
+    /// The paths that were tried, connected or not; best ones first.
+    pub paths: Vec<TriedPath>,
 }
 
 /// Why connections to others are not expected to work.

@@ -8,7 +8,6 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::options::Step;
 use super::relays::{Opened, in_order};
@@ -20,10 +19,9 @@ use crate::nat::RetransmitOptions;
 use crate::nat::allocation::{self, Allocation, TurnEvent, TurnOptions};
 use crate::nat::credentials::TurnCredentials;
 use crate::nat::framing::TurnFramer;
-use crate::nat::stun::AddressFamily;
 use crate::rendezvous::wire::{TurnServer, TurnTransport};
 use crate::transports::stream::TokioStream;
-use crate::transports::turn_tls;
+use crate::transports::turn_tls::{self, ServerKey};
 
 /// How long connecting and asking may take: at least four round trips, since the first request is answered by a challenge.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -54,17 +52,17 @@ async fn examine_one(tools: &Tools, server: TurnServer, relay: Relay) -> TurnFin
     let asked = timeout(DEADLINE, ask(tools, &server, relay)).await;
     let asked = asked.unwrap_or(Err(ProbeError::Timeout(DEADLINE)));
     let took = started.elapsed();
-    let relayed = asked.as_ref().ok().copied();
+    let relayed = asked.as_ref().map(Clone::clone).unwrap_or_default();
     TurnFinding { transport: server.transport, server: server.server, relayed, took: asked.map(|_| took) }
 }
 
-async fn ask(tools: &Tools, server: &TurnServer, relay: Relay) -> Result<SocketAddr, ProbeError> {
+async fn ask(tools: &Tools, server: &TurnServer, relay: Relay) -> Result<Vec<SocketAddr>, ProbeError> {
     let credentials = TurnCredentials::new(server.username.clone(), server.password.clone());
     let credentials = credentials.map_err(|error| ProbeError::Protocol(error.to_string()))?;
     let mut error = ProbeError::NoAnswer;
     for address in addresses(tools, server, relay).await? {
         let asked = match connect(tools, server, address, relay).await {
-            Ok(link) => allocate(tools, server.transport, address, link, credentials.clone()).await,
+            Ok(link) => allocate(tools, server.transport, link, credentials.clone()).await,
             Err(failed) => Err(failed),
         };
         match asked {
@@ -88,12 +86,13 @@ async fn connect(tools: &Tools, server: &TurnServer, address: SocketAddr, relay:
         TurnTransport::Udp => return Ok(Link::Udp(tools.bind(Family::of(&address))?, address)),
         TurnTransport::Tcp => Box::new(TokioStream(tools.network.connect_tcp(address).await?)),
         TurnTransport::Tls => {
-            // Pinned where the relay itself is the server.
-            let pin = relay.filter(|(reached, _)| *reached == address).map(|(_, key)| key);
-            let config = turn_tls::client(&tools.tls, &server.server, pin.as_ref());
-            let (config, name) = config.map_err(ProbeError::Protocol)?;
+            let key = match (relay, server.pin) {
+                (Some((reached, key)), _) if reached == address => ServerKey::Relay(key),
+                (_, Some(pin)) => ServerKey::Pinned(pin),
+                (_, None) => ServerKey::Any,
+            };
             let stream = TokioStream(tools.network.connect_tcp(address).await?);
-            Box::new(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
+            Box::new(turn_tls::connect(&tools.tls, &server.server, &key, stream).await?)
         }
     };
     Ok(Link::Stream { stream, framer: TurnFramer::new(), chunk: BytesMut::new() })
@@ -147,25 +146,20 @@ impl Link {
     }
 }
 
-/// Gets a relayed address and gives it back.
+/// Gets relayed addresses and gives them back.
 async fn allocate(
     tools: &Tools,
     transport: TurnTransport,
-    server: SocketAddr,
     mut link: Link,
     credentials: TurnCredentials,
-) -> Result<SocketAddr, ProbeError> {
+) -> Result<Vec<SocketAddr>, ProbeError> {
     let transport = match transport {
         TurnTransport::Udp => allocation::TurnTransport::Udp,
         TurnTransport::Tcp => allocation::TurnTransport::Tcp,
         TurnTransport::Tls => allocation::TurnTransport::Tls,
     };
-    let family = match Family::of(&server) {
-        Family::V4 => AddressFamily::V4,
-        Family::V6 => AddressFamily::V6,
-    };
     let retransmit = RetransmitOptions::new().with_tries(TRIES);
-    let options = TurnOptions::new(transport).with_address_family(family).with_retransmit(retransmit);
+    let options = TurnOptions::new(transport).with_both_families().with_retransmit(retransmit);
     let mut machine = Allocation::new(options, credentials, tools.random());
     machine.allocate(now());
     loop {
@@ -173,13 +167,13 @@ async fn allocate(
             link.send(&frame).await?;
         }
         match machine.poll_event() {
-            Some(TurnEvent::Allocated { relayed, .. }) => {
+            Some(TurnEvent::Allocated { relayed, also_relayed, .. }) => {
                 machine.release(now());
                 while let Some(frame) = machine.poll_transmit() {
                     // Not told, the server finds out by itself within minutes.
                     let _ = link.send(&frame).await;
                 }
-                return Ok(relayed);
+                return Ok([Some(relayed), also_relayed].into_iter().flatten().collect());
             }
             Some(TurnEvent::Failed { why, .. }) => return Err(why.into()),
             Some(TurnEvent::PeerReady { .. } | TurnEvent::PeerRefused { .. } | TurnEvent::Released) => {}

@@ -40,7 +40,7 @@ use crate::rendezvous::address::RelayAddress;
 
 pub use counters::RelaySnapshot;
 pub use limits::RelayLimits;
-pub use options::{Alternate, ExternalTurn, RelayOptions, TurnMode};
+pub use options::{Alternate, ExternalServer, ExternalTurn, RelayOptions, TurnMode};
 pub use peers::{IpNetwork, NetworkError, PeerPolicy};
 pub use quota::Rate;
 

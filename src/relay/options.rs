@@ -9,6 +9,7 @@ use super::peers::PeerPolicy;
 use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::rendezvous::address::HostPort;
+use crate::rendezvous::pin::SpkiPin;
 use crate::rendezvous::wire::TurnTransport;
 
 /// Where clients get TURN from.
@@ -27,9 +28,33 @@ pub enum TurnMode {
 #[derive(Clone)]
 pub struct ExternalTurn {
     /// The servers.
-    pub servers: Vec<(TurnTransport, HostPort)>,
+    pub servers: Vec<ExternalServer>,
     /// The shared secret. Not in `Debug`.
     pub secret: Zeroizing<String>,
+}
+
+/// One TURN server, by one transport.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalServer {
+    /// By what it is reached.
+    pub transport: TurnTransport,
+    /// Where.
+    pub server: HostPort,
+    /// The key that nodes have it show, over TLS. `None`: any.
+    pub pin: Option<SpkiPin>,
+}
+
+impl ExternalServer {
+    /// A server with whatever key.
+    pub fn new(transport: TurnTransport, server: HostPort) -> Self {
+        Self { transport, server, pin: None }
+    }
+
+    /// Nodes take nobody else for it who reach it by TLS; the other transports show no key. Default: anybody.
+    pub fn with_pin(mut self, pin: SpkiPin) -> Self {
+        self.pin = Some(pin);
+        self
+    }
 }
 
 impl std::fmt::Debug for ExternalTurn {

@@ -11,8 +11,9 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::AbortHandle;
 
 use super::shared::{Shared, lock, now};
-use super::turn::{Action, AllocationId, Client, Ports, Times, TurnServer, Via};
+use super::turn::{Action, AllocationId, Client, PortId, Ports, Times, TurnServer, Via};
 use crate::limits::{RELAY_DATAGRAM_MAX_BYTES, SOCKET_RECEIVE_ERRORS};
+use crate::nat::stun::AddressFamily;
 use crate::net::DatagramSocket;
 
 /// Free ports that are looked at to find an even one.
@@ -22,7 +23,7 @@ const PORT_TRIES: u32 = 16;
 #[derive(Debug)]
 pub(super) struct TurnState {
     pub(super) machine: TurnServer,
-    ports: HashMap<AllocationId, RelayedPort>,
+    ports: HashMap<PortId, RelayedPort>,
     pub(super) streams: HashMap<u64, Sender<Bytes>>,
 }
 
@@ -44,7 +45,7 @@ impl TurnState {
         Self { machine, ports: HashMap::new(), streams: HashMap::new() }
     }
 
-    /// Closes the ports of ended allocations.
+    /// Closes the ports that are free again.
     pub(super) fn free(&mut self) {
         for id in self.machine.take_freed() {
             self.ports.remove(&id);
@@ -61,7 +62,7 @@ impl TurnState {
 /// Binds ports of the machine's network.
 struct Binder<'a> {
     shared: &'a Arc<Shared>,
-    ports: &'a mut HashMap<AllocationId, RelayedPort>,
+    ports: &'a mut HashMap<PortId, RelayedPort>,
 }
 
 impl Ports for Binder<'_> {
@@ -74,7 +75,7 @@ impl Ports for Binder<'_> {
         let socket = bound.inspect_err(|error| tracing::warn!(%error, "no port for an allocation")).ok()?;
         let task = tokio::spawn(receive(self.shared.clone(), id, socket.clone())).abort_handle();
         let address = socket.local_address();
-        self.ports.insert(id, RelayedPort { socket, task });
+        self.ports.insert((id, AddressFamily::of(&address)), RelayedPort { socket, task });
         Some(address)
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
 use super::counters::Counters;
-use super::options::{RelayOptions, TurnMode};
+use super::options::{ExternalServer, RelayOptions, TurnMode};
 use super::peers::PeerPolicy;
 use super::ports::TurnState;
 use super::quota::AddressBuckets;
@@ -21,7 +21,7 @@ use super::stun::Origins;
 use super::turn::auth::Credentials;
 use super::turn::{TurnConfig, TurnServer};
 use super::{Bound, RelayError};
-use crate::limits::RELAY_SERVERS;
+use crate::limits::{RELAY_DATAGRAM_ADDRESSES, RELAY_SERVERS};
 use crate::net::{DatagramSocket, HostNetwork, StreamListener};
 use crate::rendezvous::ALPN;
 use crate::rendezvous::address::{HostPort, RelayAddress};
@@ -73,23 +73,19 @@ fn share(
     let mut secret = Zeroizing::new(vec![0; 32]);
     rng.fill_bytes(&mut secret);
 
-    let datagrams = told_addresses(bound.datagrams, &options.public_ips);
     let relay_ips = relay_ips(&*network, &options, bound.datagrams);
+    let datagrams = told_addresses(bound.datagrams, &options.public_ips, &relay_ips);
     let own = sockets.iter().map(|socket| socket.local_address().ip());
     let own = own.chain(relay_ips.iter().copied()).chain(options.public_ips.iter().copied());
     let policy = options.policy.clone().with_own(own);
     let (mut turn, mut credentials, mut turn_servers) = (None, None, Vec::new());
     match &options.turn {
         TurnMode::Embedded => {
-            let config = TurnConfig {
-                limits: options.limits.clone(),
-                policy: policy.clone(),
-                relay_ips,
-                public_ips: options.public_ips.clone(),
-            };
+            turn_servers = embedded_servers(&options, &datagrams, bound, &relay_ips);
+            let (limits, policy, public_ips) = (options.limits.clone(), policy.clone(), options.public_ips.clone());
+            let config = TurnConfig { limits, policy, relay_ips, public_ips };
             turn = Some(Mutex::new(TurnState::new(TurnServer::new(config, &secret, turn_rng, now()))));
             credentials = Some(Credentials::new(&secret));
-            turn_servers = embedded_servers(&options, &datagrams, bound);
         }
         TurnMode::External(external) => {
             credentials = Some(Credentials::new(external.secret.as_bytes()));
@@ -98,7 +94,7 @@ fn share(
         TurnMode::Off => {}
     }
     let origins = sockets.iter().map(|socket| socket.local_address());
-    let origins = origins.map(|address| told_addresses(address, &options.public_ips)[0]).collect();
+    let origins = origins.map(|address| told_addresses(address, &options.public_ips, &[])[0]).collect();
     let machine = Rendezvous::new(options.limits.clone(), policy, machine_rng, now());
     Arc::new(Shared {
         network,
@@ -161,18 +157,33 @@ fn bind_datagrams(
     addresses.into_iter().map(bind).collect()
 }
 
-/// How a socket's address is told: the public addresses of its families, else its own.
-fn told_addresses(bound: SocketAddr, public: &[IpAddr]) -> Vec<SocketAddr> {
-    let told = public.iter().map(|ip| SocketAddr::new(*ip, bound.port())).collect::<Vec<_>>();
-    if told.is_empty() { vec![bound] } else { told }
+/// How a socket's address is told: the public addresses of its families, else its own. Who reaches a socket of both families
+/// by one of them is told of the other as well, as far as this machine has a public address of it.
+fn told_addresses(bound: SocketAddr, public: &[IpAddr], relay_ips: &[IpAddr]) -> Vec<SocketAddr> {
+    let both_families = bound.is_ipv6() && bound.ip().is_unspecified();
+    let policy = PeerPolicy::new();
+    let missing = |ip: &&IpAddr| both_families && policy.allows(**ip) && !has_family_of(public, **ip);
+    let bound_itself = public.is_empty().then_some(bound.ip());
+    let told = bound_itself.iter().chain(public).chain(relay_ips.iter().filter(missing));
+    told.map(|ip| SocketAddr::new(*ip, bound.port())).take(RELAY_DATAGRAM_ADDRESSES).collect()
 }
 
-fn embedded_servers(options: &RelayOptions, datagrams: &[SocketAddr], bound: &Bound) -> Vec<(TurnTransport, HostPort)> {
+fn has_family_of(ips: &[IpAddr], ip: IpAddr) -> bool {
+    ips.iter().any(|known| known.is_ipv4() == ip.is_ipv4())
+}
+
+fn embedded_servers(
+    options: &RelayOptions,
+    datagrams: &[SocketAddr],
+    bound: &Bound,
+    relay_ips: &[IpAddr],
+) -> Vec<ExternalServer> {
     let tls = options.public.clone().unwrap_or_else(|| bound.tls.into());
     let udp = datagrams.iter().map(|address| (TurnTransport::Udp, HostPort::from(*address)));
-    let tcp = bound.turn_tcp.into_iter().flat_map(|tcp| told_addresses(tcp, &options.public_ips));
+    let tcp = bound.turn_tcp.into_iter().flat_map(|tcp| told_addresses(tcp, &options.public_ips, relay_ips));
     let tcp = tcp.map(|address| (TurnTransport::Tcp, HostPort::from(address)));
-    udp.chain(tcp).chain([(TurnTransport::Tls, tls)]).take(RELAY_SERVERS).collect()
+    let own = udp.chain(tcp).chain([(TurnTransport::Tls, tls)]);
+    own.map(|(transport, server)| ExternalServer::new(transport, server)).take(RELAY_SERVERS).collect()
 }
 
 /// Where relayed ports are bound: per family what was asked for, the socket's own address, or the best of an interface.

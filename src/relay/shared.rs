@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 
 use super::counters::{Counters, RelaySnapshot};
 use super::flows::FlowPath;
+use super::options::ExternalServer;
 use super::ports::TurnState;
 use super::quota::{AddressBuckets, network_of};
 use super::sessions::{Forwarded, NoRoom, Output, Rendezvous, SessionId};
@@ -28,7 +29,7 @@ use crate::nat::stun::{Method, Scanned};
 use crate::net::{DatagramSocket, HostNetwork};
 use crate::rendezvous::address::HostPort;
 use crate::rendezvous::forward::{parse_forward, put_forward};
-use crate::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer, TurnTransport, Welcome};
+use crate::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer, Welcome};
 
 /// A session's way out, and what its TURN credentials are called.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ pub(super) struct Shared {
     pub(super) streams: Mutex<Streams>,
     pub(super) stun_buckets: Mutex<AddressBuckets>,
     pub(super) credentials: Option<Credentials>,
-    pub(super) turn_servers: Vec<(TurnTransport, HostPort)>,
+    pub(super) turn_servers: Vec<ExternalServer>,
     pub(super) stun_servers: Vec<HostPort>,
     pub(super) datagrams: Vec<SocketAddr>,
     pub(super) limits: super::limits::RelayLimits,
@@ -170,9 +171,10 @@ impl Shared {
     fn issue(&self, name: &str) -> Vec<TurnServer> {
         let Some(credentials) = &self.credentials else { return Vec::new() };
         let (username, password) = credentials.issue(name, self.clock.now_us());
-        let servers = self.turn_servers.iter().map(|(transport, server)| TurnServer {
+        let servers = self.turn_servers.iter().map(|ExternalServer { transport, server, pin }| TurnServer {
             transport: *transport,
             server: server.clone(),
+            pin: *pin,
             username: username.clone(),
             password: password.to_string(),
             lifetime_s: u32::try_from(TURN_CREDENTIAL_LIFETIME.as_secs()).unwrap_or(u32::MAX),

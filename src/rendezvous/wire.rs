@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use super::address::HostPort;
+use super::pin::SpkiPin;
 use crate::cbor::{self, CborError, Encoded, Out, Reader};
 use crate::frame::put_frame;
 use crate::ids::PeerId;
@@ -152,6 +153,8 @@ pub struct TurnServer {
     pub password: String,
     /// How long the credentials are good for from now on, in seconds.
     pub lifetime_s: u32,
+    /// The key that it must have, over TLS. `None`: the relay's own server, or one of which the relay does not know it.
+    pub pin: Option<SpkiPin>,
 }
 
 impl fmt::Debug for TurnServer {
@@ -277,14 +280,15 @@ fn put_turn(e: &mut Out<'_>, turn: &TurnServer) -> Encoded {
         TurnTransport::Tcp => 1,
         TurnTransport::Tls => 2,
     };
-    e.array(6)?.u8(transport)?;
+    e.array(7)?.u8(transport)?;
     put_host(e, &turn.server)?;
-    e.str(&turn.username)?.str(&turn.password)?.u32(turn.lifetime_s).map(|_| ())
+    let pin = turn.pin.as_ref().map_or(&[][..], |pin| pin.as_bytes());
+    e.str(&turn.username)?.str(&turn.password)?.u32(turn.lifetime_s)?.bytes(pin).map(|_| ())
 }
 
 fn read_turn_servers(reader: &mut Reader<'_>) -> Result<Vec<TurnServer>, CborError> {
     reader.list("TURN servers", RELAY_SERVERS, |reader| {
-        reader.array(6)?;
+        reader.array(7)?;
         Ok(TurnServer {
             transport: match reader.u8()? {
                 0 => TurnTransport::Udp,
@@ -296,8 +300,18 @@ fn read_turn_servers(reader: &mut Reader<'_>) -> Result<Vec<TurnServer>, CborErr
             username: reader.text("characters of a user name", TURN_CREDENTIAL_MAX_BYTES)?.to_owned(),
             password: reader.text("characters of a password", TURN_CREDENTIAL_MAX_BYTES)?.to_owned(),
             lifetime_s: reader.u32()?,
+            pin: read_pin(reader)?,
         })
     })
+}
+
+/// Empty: there is none.
+fn read_pin(reader: &mut Reader<'_>) -> Result<Option<SpkiPin>, CborError> {
+    let bytes = reader.bytes("bytes of a pin", SpkiPin::BYTES)?;
+    match SpkiPin::from_bytes(&bytes) {
+        None if !bytes.is_empty() => Err(CborError::Damaged(format!("a pin of {} bytes", bytes.len()))),
+        pin => Ok(pin),
+    }
 }
 
 #[cfg(test)]
@@ -325,6 +339,7 @@ mod tests {
             username: "1700000000:abc".into(),
             password: "secret".into(),
             lifetime_s: 3600,
+            pin: Some(SpkiPin::of(b"its key")),
         }
     }
 
@@ -334,7 +349,7 @@ mod tests {
             RelayFrame::Welcome(Box::new(Welcome {
                 observed: "192.0.2.1:4000".parse().unwrap(),
                 datagrams: ["0.0.0.0:3478", "[2001:db8::1]:3478"].map(|text| text.parse().unwrap()).to_vec(),
-                turn: vec![turn_server()],
+                turn: vec![turn_server(), TurnServer { pin: None, ..turn_server() }],
                 stun: vec![HostPort::new("2001:db8::2", 3478).unwrap()],
             })),
             RelayFrame::Signal { from: peer, sealed: Bytes::from(vec![7; SIGNAL_SEALED_MAX_BYTES]) },
@@ -382,6 +397,20 @@ mod tests {
         let mut out = Vec::new();
         RelayFrame::Credentials { turn: vec![turn_server(); RELAY_SERVERS + 1] }.encode(&mut out);
         assert!(matches!(RelayFrame::decode(&cut(out)), Err(CborError::TooMany { what: "TURN servers", .. })));
+    }
+
+    #[test]
+    fn a_pin_of_another_length_is_refused() {
+        let mut out = Vec::new();
+        RelayFrame::Credentials { turn: vec![turn_server()] }.encode(&mut out);
+        let frame = cut(out).to_vec();
+        let pin = SpkiPin::of(b"its key");
+        let at = frame.len() - SpkiPin::BYTES;
+        assert_eq!(&frame[at..], pin.as_bytes(), "it is the last of the last server");
+        let short = [&frame[..at - 1], &[SpkiPin::BYTES as u8 - 1], &frame[at + 1..]].concat();
+        assert!(RelayFrame::decode(&short.into()).is_err());
+        let long = [&frame[..at - 1], &[SpkiPin::BYTES as u8 + 1], &frame[at..], &[0]].concat();
+        assert!(matches!(RelayFrame::decode(&long.into()), Err(CborError::TooMany { what: "bytes of a pin", .. })));
     }
 
     #[test]

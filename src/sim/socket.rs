@@ -138,8 +138,12 @@ impl AsyncUdpSocket for SimSocket {
         taken.map(Ok)
     }
 
+    /// The unspecified IPv6 address, as of a dual-stack socket, when it is on all addresses of a host that has both families.
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address())
+        let addresses = self.hub.with(|state| state.router.topology.addresses(self.host));
+        let has = |v4: bool| addresses.iter().any(|ip| ip.is_ipv4() == v4);
+        let both = self.ip.is_none() && has(true) && has(false);
+        Ok(if both { (Ipv6Addr::UNSPECIFIED, self.port).into() } else { self.address() })
     }
 
     fn max_transmit_segments(&self) -> usize {

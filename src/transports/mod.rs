@@ -7,4 +7,4 @@ pub mod quic;
 pub mod relay_client;
 pub mod stream;
 pub mod tls;
-pub(crate) mod turn_tls;
+pub mod turn_tls;

@@ -89,12 +89,16 @@ pub struct RelayInfo {
 }
 
 impl RelayInfo {
-    /// Its UDP addresses: an unspecified address means the one where it was reached.
+    /// Its UDP addresses, each once: an unspecified address means the one where it was reached.
     pub fn datagrams(&self) -> impl Iterator<Item = SocketAddr> {
-        self.welcome.datagrams.iter().map(|address| match address.ip().is_unspecified() {
-            true => SocketAddr::new(self.address.ip(), address.port()),
+        let reached = |address: &SocketAddr| match address.ip().is_unspecified() {
+            true => SocketAddr::new(self.address.ip().to_canonical(), address.port()),
             false => *address,
-        })
+        };
+        let addresses: Vec<_> = self.welcome.datagrams.iter().map(reached).collect();
+        let first = |(at, address): (usize, SocketAddr)| (!addresses[..at].contains(&address)).then_some(address);
+        let unique: Vec<_> = addresses.iter().copied().enumerate().filter_map(first).collect();
+        unique.into_iter()
     }
 }
 

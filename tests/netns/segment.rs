@@ -121,6 +121,11 @@ impl Uplink {
         self.address
     }
 
+    /// Lets multicast through to the machine, also on the internet: IPv6 finds its neighbours by it.
+    pub fn pass_multicast(&self) {
+        self.segment.namespace.ip(&format!("link set dev port{} type bridge_slave mcast_flood on", self.number));
+    }
+
     /// Nothing passes any more. The machine keeps its address and routes; without a forwarder it sees that the carrier is lost.
     pub fn cut(&self) {
         self.segment.namespace.ip(&format!("link set dev port{} down", self.number));

@@ -79,6 +79,12 @@ impl Site {
         namespace.run(Command::new("conntrack").arg("-F"), "");
     }
 
+    /// See [`Uplink::pass_multicast`].
+    #[track_caller]
+    pub fn pass_multicast(&self) {
+        self.router().uplink.pass_multicast();
+    }
+
     /// The router, to run things like a port mapping daemon on it.
     #[track_caller]
     pub fn namespace(&self) -> &Namespace {
@@ -167,6 +173,11 @@ impl Server {
 
     pub fn ip(&self) -> Ipv4Addr {
         self.uplink.address()
+    }
+
+    /// See [`Uplink::pass_multicast`].
+    pub fn pass_multicast(&self) {
+        self.uplink.pass_multicast();
     }
 
     pub fn second_ip(&self) -> Ipv4Addr {

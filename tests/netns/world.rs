@@ -5,7 +5,7 @@
 //! Worlds do not see each other and may all use the same addresses. What a killed test process left behind is removed by
 //! [`remove_leftovers`]: namespaces are named after process and start time.
 //!
-//! IPv4 only: there are no routed IPv6 addresses in here.
+//! IPv4 only, but for the scenes of `ipv6`, which bring its addresses and routes along.
 
 use std::collections::HashMap;
 use std::fs;

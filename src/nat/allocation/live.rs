@@ -19,6 +19,8 @@ const REFRESH_REST: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) relayed: SocketAddr,
+    /// Of the other family.
+    pub(super) also_relayed: Option<SocketAddr>,
     pub(super) mapped: SocketAddr,
     expires_at: Instant,
     refresh_at: Instant,
@@ -35,8 +37,10 @@ impl Live {
     /// From a trusted response to Allocate.
     pub(super) fn from_response(now: Instant, message: &Message, signer: &Signer) -> Option<(Self, Duration)> {
         let lifetime = message.lifetime().filter(|lifetime| !lifetime.is_zero())?;
+        let relayed = message.relayed_addresses().next()?;
         let live = Self {
-            relayed: message.relayed_address()?,
+            relayed,
+            also_relayed: message.relayed_addresses().find(|other| other.is_ipv4() != relayed.is_ipv4()),
             mapped: message.mapped_address()?,
             expires_at: now + lifetime,
             refresh_at: now + refresh_after(lifetime),
@@ -63,8 +67,9 @@ impl Live {
         }
     }
 
+    /// A channel alone does not do: it outlives the permission of a peer that was let go (RFC 8656 §12).
     pub(super) fn is_ready(&self, peer: SocketAddr) -> bool {
-        self.channels.bound(peer).is_some() || self.permissions.is_held(peer.ip())
+        self.permissions.is_held(peer.ip())
     }
 
     /// Starts what is due, as far as there is room.

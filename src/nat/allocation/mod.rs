@@ -30,12 +30,13 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use live::Live;
+use options::Families;
 pub use options::{TurnEvent, TurnFailure, TurnOptions, TurnTransport};
 use requests::{Challenged, Purpose, Signer, Underway};
 
 use super::credentials::TurnCredentials;
 use super::framing::{is_channel_data, parse_channel_data, put_channel_data};
-use super::stun::{Class, ErrorCode, Message, Method, Scanned, relayed};
+use super::stun::{AddressFamily, Class, ErrorCode, Message, Method, Scanned, relayed};
 use super::transaction::{Events, Waited};
 use crate::limits::TURN_MAX_PEERS;
 
@@ -124,9 +125,9 @@ impl Allocation {
         }
     }
 
-    /// Where peers reach us.
-    pub fn relayed_address(&self) -> Option<SocketAddr> {
-        self.live().map(|live| live.relayed)
+    /// Where peers reach us: one address, or one of each family.
+    pub fn relayed_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.live().into_iter().flat_map(|live| [Some(live.relayed), live.also_relayed]).flatten()
     }
 
     /// How the server sees us.
@@ -167,17 +168,23 @@ impl Allocation {
         self.live().is_some_and(|live| live.is_ready(peer))
     }
 
+    /// Why the server relays nothing to this peer, if it said so.
+    pub fn refusal(&self, peer: SocketAddr) -> Option<ErrorCode> {
+        self.live()?.permissions.refusal(peer.ip())
+    }
+
     /// Wraps a payload: the frame to send to the server, on the peer's channel or else as an indication. `None`: the peer was
     /// not added or is not ready, or the payload is too large (`TURN_FRAME_MAX_BYTES` with up to 48 bytes around it). The
     /// frame lies in a buffer of the machine, so nothing is allocated per packet.
     pub fn send(&mut self, peer: SocketAddr, payload: &[u8]) -> Option<&[u8]> {
         let State::Allocated(live) = &self.state else { return None };
+        if !live.is_ready(peer) || !self.peers.contains(&peer) {
+            return None;
+        }
         let fits = if let Some(channel) = live.channels.bound(peer) {
             put_channel_data(channel, payload, self.signer.options.transport.is_stream(), &mut self.frame)
         } else {
-            self.peers.contains(&peer)
-                && live.permissions.is_held(peer.ip())
-                && relayed::put_send(self.signer.ids.draw(), peer, payload, &mut self.frame)
+            relayed::put_send(self.signer.ids.draw(), peer, payload, &mut self.frame)
         };
         fits.then_some(&self.frame[..])
     }
@@ -349,11 +356,11 @@ impl Allocation {
     }
 
     fn on_allocated(&mut self, now: Instant, mut live: Live, lifetime: Duration) {
-        let (relayed, mapped) = (live.relayed, live.mapped);
+        let (relayed, also_relayed, mapped) = (live.relayed, live.also_relayed, live.mapped);
         self.peers.iter().for_each(|peer| live.add_peer(*peer));
         live.ask(now, &mut self.signer);
         self.state = State::Allocated(Box::new(live));
-        self.events.push(TurnEvent::Allocated { relayed, mapped, lifetime });
+        self.events.push(TurnEvent::Allocated { relayed, also_relayed, mapped, lifetime });
     }
 
     fn on_error(&mut self, now: Instant, scanned: &Scanned<'_>) -> Option<()> {
@@ -415,6 +422,11 @@ impl Allocation {
                     return;
                 }
                 (TurnFailure::AddressInUse, later)
+            }
+            // A server without IPv4 that does not know how both are asked for.
+            ErrorCode::AddressFamilyNotSupported if self.signer.options.families == Families::Both => {
+                self.signer.options.families = Families::One(AddressFamily::V6);
+                return self.start_allocating(now);
             }
             ErrorCode::WrongCredentials => (TurnFailure::CredentialsRefused, later),
             ErrorCode::Forbidden => (TurnFailure::Forbidden, never),

@@ -32,11 +32,18 @@ impl TurnTransport {
     }
 }
 
+/// Which relayed addresses to ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Families {
+    One(AddressFamily),
+    Both,
+}
+
 /// How to ask for an allocation.
 #[derive(Debug, Clone, Copy)]
 pub struct TurnOptions {
     pub(super) transport: TurnTransport,
-    pub(super) family: AddressFamily,
+    pub(super) families: Families,
     pub(super) lifetime: Duration,
     pub(super) retransmit: RetransmitOptions,
 }
@@ -45,12 +52,19 @@ impl TurnOptions {
     /// An IPv4 address for 600 s at a time.
     pub fn new(transport: TurnTransport) -> Self {
         let retransmit = RetransmitOptions::new();
-        Self { transport, family: AddressFamily::V4, lifetime: LIFETIME, retransmit }
+        Self { transport, families: Families::One(AddressFamily::V4), lifetime: LIFETIME, retransmit }
     }
 
     /// The family of the relayed address; default IPv4. A peer of the other family cannot be reached from it.
     pub fn with_address_family(mut self, family: AddressFamily) -> Self {
-        self.family = family;
+        self.families = Families::One(family);
+        self
+    }
+
+    /// Relayed addresses of both families, so that peers of either are reached. From a server that has one family only, that
+    /// one. Costs the server a second port.
+    pub fn with_both_families(mut self) -> Self {
+        self.families = Families::Both;
         self
     }
 
@@ -76,6 +90,8 @@ pub enum TurnEvent {
     Allocated {
         /// Where peers reach us: a relayed candidate.
         relayed: SocketAddr,
+        /// The same of the other family, if both were asked for and the server has it.
+        also_relayed: Option<SocketAddr>,
         /// How the server sees us: a server-reflexive candidate.
         mapped: SocketAddr,
         /// How long the server promises it, from its answer on. It is refreshed in time.

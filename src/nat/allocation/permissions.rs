@@ -114,6 +114,14 @@ impl Permissions {
         self.0.iter().any(|(known, grant)| *known == host && grant.is_held())
     }
 
+    /// Why the server refuses it for good.
+    pub(super) fn refusal(&self, host: IpAddr) -> Option<ErrorCode> {
+        self.0.iter().find_map(|(known, grant)| match grant {
+            Grant::Refused(code) if *known == host => Some(*code),
+            Grant::Wanted | Grant::Asking | Grant::Held { .. } | Grant::Resting { .. } | Grant::Refused(_) => None,
+        })
+    }
+
     /// True when it was not there before.
     pub(super) fn on_granted(&mut self, now: Instant, host: IpAddr) -> bool {
         let Some(grant) = self.get_mut(host) else { return false };

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::options::TurnOptions;
+use super::options::{Families, TurnOptions};
 use crate::nat::credentials::TurnCredentials;
 use crate::nat::stun::{Attribute, ChannelNumber, ErrorCode, IntegrityKey, Message, Method, Request, StunError};
 use crate::nat::transaction::{Transaction, TransactionIds};
@@ -111,7 +111,10 @@ impl Signer {
 
     fn seal(&mut self, now: Instant, purpose: Purpose, challenges: u32) -> Result<Underway, StunError> {
         let request = match purpose {
-            Purpose::Allocate => Request::allocate(self.options.family, self.options.lifetime),
+            Purpose::Allocate => match self.options.families {
+                Families::One(family) => Request::allocate(family, self.options.lifetime),
+                Families::Both => Request::allocate_both(self.options.lifetime),
+            },
             Purpose::Refresh => Request::refresh(self.options.lifetime),
             Purpose::Release => Request::refresh(Duration::ZERO),
             Purpose::Permission(host) => Request::create_permission(host),

@@ -12,6 +12,9 @@ use crate::nat::stun::{AddressFamily, Attribute, ChannelNumber, IntegrityKey, Re
 const REALM: &str = "example.org";
 const SECOND: Duration = Duration::from_secs(1);
 
+/// What the server lends of IPv6.
+const SIX: &str = "[2001:db8::1]:50000";
+
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
@@ -30,6 +33,8 @@ struct Server {
     nonce: u32,
     /// A request with the first of these methods is refused with the code.
     refuse: Vec<(Method, ErrorCode)>,
+    /// Why there is no IPv6 beside IPv4.
+    refuses_six: Option<ErrorCode>,
     allocation: Option<Instant>,
     /// The answer to Allocate, repeated for a repeated request (RFC 8656 §7.2).
     allocated: Option<(TransactionId, Vec<u8>)>,
@@ -48,6 +53,7 @@ impl Server {
             key: IntegrityKey::long_term("anna", REALM, "secret"),
             nonce: 1,
             refuse: Vec::new(),
+            refuses_six: None,
             allocation: None,
             allocated: None,
             permissions: BTreeMap::new(),
@@ -113,9 +119,15 @@ impl Server {
             Method::Allocate => {
                 assert_eq!(request.requested_transport(), Some(17));
                 self.allocation = Some(now + lifetime);
-                let relayed = Attribute::XorRelayedAddress(relayed_address());
+                let six = request.requested_address_family() == Some(AddressFamily::V6);
+                let relayed = if six { address(SIX) } else { relayed_address() };
                 let mapped = Attribute::XorMappedAddress(address("192.0.2.9:1234"));
-                return Ok(vec![relayed, mapped, Attribute::Lifetime(lifetime)]);
+                let also = request.additional_address_family().map(|family| match self.refuses_six {
+                    Some(code) => Attribute::AddressError(family, code),
+                    None => Attribute::XorRelayedAddress(address(SIX)),
+                });
+                let granted = [Attribute::XorRelayedAddress(relayed), mapped, Attribute::Lifetime(lifetime)];
+                return Ok(granted.into_iter().chain(also).collect());
             }
             _ if self.allocation.is_none() => return Err(ErrorCode::AllocationMismatch),
             Method::Refresh if lifetime.is_zero() => {
@@ -190,6 +202,10 @@ impl World {
         world
     }
 
+    fn relayed_address(&self) -> Option<SocketAddr> {
+        self.turn.relayed_addresses().next()
+    }
+
     fn is_lost(&mut self) -> bool {
         self.packets += 1;
         (self.lose)(self.packets - 1)
@@ -244,8 +260,8 @@ fn a_challenge_is_answered_and_a_peer_gets_its_permission_and_its_channel() {
     let mut world = World::over_udp();
     world.settle();
     let (relayed, mapped, lifetime) = (relayed_address(), address("192.0.2.9:1234"), 600 * SECOND);
-    assert_eq!(world.events, [TurnEvent::Allocated { relayed, mapped, lifetime }]);
-    assert_eq!((world.turn.relayed_address(), world.turn.mapped_address()), (Some(relayed), Some(mapped)));
+    assert_eq!(world.events, [TurnEvent::Allocated { relayed, also_relayed: None, mapped, lifetime }]);
+    assert_eq!((world.relayed_address(), world.turn.mapped_address()), (Some(relayed), Some(mapped)));
     assert_eq!(world.turn.send(peer(), b"x"), None, "not a peer yet");
     world.events.clear();
     assert!(world.turn.add_peer(world.now, peer()));
@@ -256,6 +272,19 @@ fn a_challenge_is_answered_and_a_peer_gets_its_permission_and_its_channel() {
     world.server.handle(world.now, &frame);
     assert_eq!(world.server.relayed, [(peer(), b"hello".to_vec())]);
     assert_eq!(world.turn.handle_input(world.now, &frame), TurnInput::Data { peer: peer(), payload: 4..9 });
+}
+
+#[test]
+fn a_peer_that_comes_back_to_its_channel_waits_for_its_permission() {
+    let mut world = World::ready();
+    world.turn.remove_peer(peer());
+    world.pass(400 * SECOND);
+    world.turn.add_peer(world.now, peer());
+    assert!(!world.turn.is_ready(peer()) && world.turn.send(peer(), b"hello").is_none(), "the permission has expired");
+    world.settle();
+    let frame = world.turn.send(peer(), b"hello").unwrap().to_vec();
+    world.server.handle(world.now, &frame);
+    assert_eq!(world.server.relayed, [(peer(), b"hello".to_vec())]);
 }
 
 #[test]
@@ -342,6 +371,47 @@ fn a_relayed_ipv6_address_is_asked_for() {
     );
 }
 
+fn of_both_families() -> World {
+    World::new(TurnOptions::new(TurnTransport::Udp).with_both_families(), "secret")
+}
+
+#[test]
+fn with_addresses_of_both_families_peers_of_either_are_reached() {
+    let mut world = of_both_families();
+    world.settle();
+    assert_eq!(world.turn.relayed_addresses().collect::<Vec<_>>(), [relayed_address(), address(SIX)]);
+    let told = |event: &TurnEvent| matches!(event, TurnEvent::Allocated { also_relayed: Some(also), .. } if *also == address(SIX));
+    assert!(world.events.iter().any(told), "{:?}", world.events);
+    let six = address("[2001:db8:7::7]:4000");
+    for peer in [peer(), six] {
+        world.turn.add_peer(world.now, peer);
+        world.settle();
+        let frame = world.turn.send(peer, b"hello").unwrap().to_vec();
+        world.server.handle(world.now, &frame);
+    }
+    assert_eq!(world.server.relayed, [(peer(), b"hello".to_vec()), (six, b"hello".to_vec())]);
+}
+
+#[test]
+fn a_server_that_lacks_a_family_lends_the_other() {
+    let mut world = of_both_families();
+    world.server.refuses_six = Some(ErrorCode::AddressFamilyNotSupported);
+    world.settle();
+    assert_eq!(world.turn.relayed_addresses().collect::<Vec<_>>(), [relayed_address()]);
+
+    // It has IPv6 only, and does not know how both are asked for.
+    let mut world = of_both_families();
+    world.server.refuse = vec![(Method::Allocate, ErrorCode::AddressFamilyNotSupported)];
+    world.settle();
+    assert_eq!(world.turn.relayed_addresses().collect::<Vec<_>>(), [address(SIX)]);
+
+    let mut world = of_both_families();
+    world.server.refuse = vec![(Method::Allocate, ErrorCode::AddressFamilyNotSupported); 2];
+    world.settle();
+    let why = TurnFailure::Unsupported(ErrorCode::AddressFamilyNotSupported);
+    assert_eq!(world.events, [TurnEvent::Failed { why, retry_at: None }]);
+}
+
 #[test]
 fn the_loss_of_any_one_packet_is_made_good() {
     let scenario = |lost: Option<usize>| {
@@ -422,10 +492,10 @@ fn every_refusal_of_an_allocation_has_its_outcome() {
         world.settle();
         assert_eq!(world.failure(), (why, retry));
         world.pass(61 * SECOND);
-        assert_eq!(world.turn.relayed_address().is_some(), retry.is_some());
+        assert_eq!(world.relayed_address().is_some(), retry.is_some());
         world.turn.allocate(world.now);
         world.settle();
-        assert!(world.turn.relayed_address().is_some(), "it was told to try again");
+        assert!(world.relayed_address().is_some(), "it was told to try again");
     }
 }
 
@@ -436,7 +506,7 @@ fn an_allocation_of_our_past_is_deleted_and_a_new_one_made() {
     world.settle();
     assert_eq!(world.failure(), (TurnFailure::AddressInUse, Some(1)));
     world.pass(SECOND);
-    assert!(world.turn.relayed_address().is_some());
+    assert!(world.relayed_address().is_some());
 }
 
 #[test]
@@ -455,10 +525,10 @@ fn an_allocation_that_cannot_be_refreshed_expires() {
     let mut world = World::ready();
     world.lose = Box::new(|_| true);
     world.pass(599 * SECOND);
-    assert!(world.turn.relayed_address().is_some());
+    assert!(world.relayed_address().is_some());
     world.pass(2 * SECOND);
     assert_eq!(world.failure().0, TurnFailure::Lost);
-    assert_eq!((world.turn.relayed_address(), world.turn.send(peer(), b"x")), (None, None));
+    assert_eq!((world.relayed_address(), world.turn.send(peer(), b"x")), (None, None));
 }
 
 #[test]
@@ -483,7 +553,7 @@ fn releasing_deletes_the_allocation_at_the_server() {
     world.turn.release(world.now);
     world.settle();
     assert_eq!(world.events, [TurnEvent::Released]);
-    assert_eq!((world.server.allocation, world.turn.relayed_address()), (None, None));
+    assert_eq!((world.server.allocation, world.relayed_address()), (None, None));
     assert_eq!(world.turn.poll_timeout(), None);
 }
 
@@ -551,10 +621,10 @@ proptest! {
         let at = at % (response.len() - 8);
         response[at] ^= change;
         prop_assert_eq!(world.turn.handle_input(world.now, &response), TurnInput::Ignored);
-        prop_assert_eq!((world.turn.relayed_address(), world.turn.poll_event()), (None, None));
+        prop_assert_eq!((world.relayed_address(), world.turn.poll_event()), (None, None));
         response[at] ^= change;
         prop_assert_eq!(world.turn.handle_input(world.now, &response), TurnInput::Handled);
-        prop_assert!(world.turn.relayed_address().is_some());
+        prop_assert!(world.relayed_address().is_some());
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! The attributes that we use, as values that cannot be malformed, and their way to and from `stun_codec`.
 //!
 //! MESSAGE-INTEGRITY and FINGERPRINT are no attributes here: they are checked by [`Scanned`](super::Scanned) and made by
-//! sealing. PADDING and CHANGE-REQUEST are read and written here: `stun_codec` does not know the first, and reads the flags
-//! of the second one bit too low.
+//! sealing. What `stun_codec` does not know is read and written here, and CHANGE-REQUEST, whose flags it reads one bit too low.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -36,6 +35,12 @@ pub(super) const FINGERPRINT: u16 = 0x8028;
 pub(super) const XOR_PEER_ADDRESS: u16 = 0x0012;
 /// RFC 8656 §18.4.
 pub(super) const DATA: u16 = 0x0013;
+/// RFC 8656 §18.11.
+const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+/// The number that it had in the draft (SSODA) and that coturn still gives it.
+const DRAFT_ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8032;
+/// RFC 8656 §18.12.
+const ADDRESS_ERROR_CODE: u16 = 0x8001;
 /// Types below must be understood by whoever gets them (RFC 8489 §14).
 pub(super) const COMPREHENSION_OPTIONAL: u16 = 0x8000;
 
@@ -69,6 +74,12 @@ define_attribute_enums!(
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Attribute {
+    /// Asks for a relayed address of this family besides that of IPv4 (RFC 8656 §18.11).
+    AdditionalAddressFamily(AddressFamily),
+    /// The same by the number that coturn knows.
+    DraftAdditionalAddressFamily(AddressFamily),
+    /// Why there is no relayed address of this family beside the one of the other (RFC 8656 §18.12).
+    AddressError(AddressFamily, ErrorCode),
     /// Another server to ask (RFC 8489 §14.15).
     AlternateServer(SocketAddr),
     /// Asks for a response from elsewhere (RFC 5780 §7.2).
@@ -126,6 +137,18 @@ pub enum AddressFamily {
 }
 
 impl AddressFamily {
+    /// RFC 8656 §18.6.
+    fn number(self) -> u8 {
+        match self {
+            Self::V4 => 1,
+            Self::V6 => 2,
+        }
+    }
+
+    fn from_number(number: u8) -> Option<Self> {
+        [Self::V4, Self::V6].into_iter().find(|family| family.number() == number)
+    }
+
     /// The family of an address.
     pub fn of(address: &SocketAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
@@ -234,6 +257,14 @@ impl Attribute {
                 let flags = (u8::from(*ip) * CHANGE_IP) | (u8::from(*port) * CHANGE_PORT);
                 Some((CHANGE_REQUEST, vec![0, 0, 0, flags]))
             }
+            Self::AdditionalAddressFamily(family) => Some((ADDITIONAL_ADDRESS_FAMILY, vec![family.number(), 0, 0, 0])),
+            Self::DraftAdditionalAddressFamily(family) => {
+                Some((DRAFT_ADDITIONAL_ADDRESS_FAMILY, vec![family.number(), 0, 0, 0]))
+            }
+            Self::AddressError(family, code) => {
+                let (class, number) = ((code.number() / 100) as u8, (code.number() % 100) as u8);
+                Some((ADDRESS_ERROR_CODE, [&[family.number(), 0, class, number], code.text().as_bytes()].concat()))
+            }
             // More than the message may have is noticed later.
             Self::Padding(length) => Some((PADDING, vec![0; usize::from(*length).min(STUN_MESSAGE_MAX_BYTES)])),
             _ => None,
@@ -247,6 +278,17 @@ impl Attribute {
                 Some(Ok(Self::ChangeRequest { ip: flags & CHANGE_IP != 0, port: flags & CHANGE_PORT != 0 }))
             }
             (CHANGE_REQUEST, _) => Some(Err(StunError::InvalidValue)),
+            // All three are optional: one that makes no sense is as good as none.
+            (ADDITIONAL_ADDRESS_FAMILY, [family, _, _, _]) => {
+                Some(Ok(Self::AdditionalAddressFamily(AddressFamily::from_number(*family)?)))
+            }
+            (DRAFT_ADDITIONAL_ADDRESS_FAMILY, [family, _, _, _]) => {
+                Some(Ok(Self::DraftAdditionalAddressFamily(AddressFamily::from_number(*family)?)))
+            }
+            (ADDRESS_ERROR_CODE, [family, _, class, number @ 0..100, ..]) => {
+                let code = ErrorCode::from_number(u16::from(class & 7) * 100 + u16::from(*number));
+                Some(Ok(Self::AddressError(AddressFamily::from_number(*family)?, code)))
+            }
             (PADDING, value) => {
                 Some(u16::try_from(value.len()).map(Self::Padding).map_err(|_| StunError::InvalidValue))
             }
@@ -265,7 +307,11 @@ impl Attribute {
             Self::MappedAddress(address) => MappedAddress::new(*address).into(),
             Self::Nonce(text) => Nonce::new(bounded(text)?).map_err(unencodable)?.into(),
             Self::OtherAddress(address) => OtherAddress::new(*address).into(),
-            Self::ChangeRequest { .. } | Self::Padding(_) => return Err(StunError::Unencodable),
+            Self::AdditionalAddressFamily(_)
+            | Self::DraftAdditionalAddressFamily(_)
+            | Self::AddressError(..)
+            | Self::ChangeRequest { .. }
+            | Self::Padding(_) => return Err(StunError::Unencodable),
             Self::Priority(priority) => Priority::new(*priority).into(),
             Self::Realm(text) => Realm::new(bounded(text)?).map_err(unencodable)?.into(),
             Self::RequestedAddressFamily(AddressFamily::V4) => RequestedAddressFamily::new(WireFamily::V4).into(),

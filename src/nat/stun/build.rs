@@ -66,6 +66,14 @@ impl Request {
         }
     }
 
+    /// Relayed UDP addresses of both families, or of the one that the server has (RFC 8656 §7.1). A server that does not know
+    /// of this gives IPv4 alone.
+    pub fn allocate_both(lifetime: Duration) -> Self {
+        let request = Self::allocate(AddressFamily::V4, lifetime);
+        let request = request.with(Attribute::AdditionalAddressFamily(AddressFamily::V6));
+        request.with(Attribute::DraftAdditionalAddressFamily(AddressFamily::V6))
+    }
+
     /// Keeps an allocation for about that long; zero deletes it (RFC 8656 §8.1).
     pub fn refresh(lifetime: Duration) -> Self {
         Self::new(Method::Refresh).with(Attribute::Lifetime(lifetime))

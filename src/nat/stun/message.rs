@@ -129,9 +129,12 @@ impl Message {
         first!(self, XorMappedAddress).or_else(|| first!(self, MappedAddress)).copied()
     }
 
-    /// XOR-RELAYED-ADDRESS.
-    pub fn relayed_address(&self) -> Option<SocketAddr> {
-        first!(self, XorRelayedAddress).copied()
+    /// XOR-RELAYED-ADDRESS, of which there may be one per family.
+    pub fn relayed_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.attributes.iter().filter_map(|attribute| match attribute {
+            Attribute::XorRelayedAddress(address) => Some(*address),
+            _ => None,
+        })
     }
 
     /// XOR-PEER-ADDRESS, which CreatePermission may have several of.
@@ -203,6 +206,19 @@ impl Message {
     /// REQUESTED-ADDRESS-FAMILY.
     pub fn requested_address_family(&self) -> Option<AddressFamily> {
         first!(self, RequestedAddressFamily).copied()
+    }
+
+    /// ADDITIONAL-ADDRESS-FAMILY, by either number.
+    pub fn additional_address_family(&self) -> Option<AddressFamily> {
+        first!(self, AdditionalAddressFamily).or_else(|| first!(self, DraftAdditionalAddressFamily)).copied()
+    }
+
+    /// ADDRESS-ERROR-CODE.
+    pub fn address_error(&self) -> Option<(AddressFamily, ErrorCode)> {
+        self.attributes.iter().find_map(|attribute| match attribute {
+            Attribute::AddressError(family, code) => Some((*family, *code)),
+            _ => None,
+        })
     }
 
     /// PRIORITY.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::Client;
 use crate::limits::{TURN_CHANNELS, TURN_PERMISSIONS};
-use crate::nat::stun::{ChannelNumber, IntegrityKey, TransactionId};
+use crate::nat::stun::{AddressFamily, ChannelNumber, ErrorCode, IntegrityKey, TransactionId};
 use crate::relay::quota::Bucket;
 
 /// RFC 8656, section 9.
@@ -40,8 +40,11 @@ pub(super) struct Allocation {
     pub(super) key: IntegrityKey,
     /// The transaction that made it: a repeated one gets the same answer.
     pub(super) transaction: TransactionId,
-    /// Where peers send to: what the client is told, and what is in the headers of our own datagrams.
-    pub(super) relayed: SocketAddr,
+    /// Where peers send to, one address per family that was granted: what the client is told, and what is in the headers of
+    /// our own datagrams.
+    pub(super) relayed: Vec<SocketAddr>,
+    /// A family that was asked for besides, and why there is none.
+    pub(super) refused: Option<(AddressFamily, ErrorCode)>,
     pub(super) until: Instant,
     pub(super) bytes: Bucket,
     permissions: HashMap<IpAddr, Instant>,
@@ -54,13 +57,31 @@ impl Allocation {
         client: Client,
         user: (String, String, IntegrityKey),
         transaction: TransactionId,
-        relayed: SocketAddr,
+        (relayed, refused): (Vec<SocketAddr>, Option<(AddressFamily, ErrorCode)>),
         until: Instant,
         bytes: Bucket,
     ) -> Self {
         let (name, username, key) = user;
         let (permissions, channels, by_peer) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { client, name, username, key, transaction, relayed, until, bytes, permissions, channels, by_peer }
+        Self {
+            client,
+            name,
+            username,
+            key,
+            transaction,
+            relayed,
+            refused,
+            until,
+            bytes,
+            permissions,
+            channels,
+            by_peer,
+        }
+    }
+
+    /// The relayed address that reaches peers of this family.
+    pub(super) fn relayed(&self, family: AddressFamily) -> Option<SocketAddr> {
+        self.relayed.iter().copied().find(|relayed| AddressFamily::of(relayed) == family)
     }
 
     /// Lets all these hosts send, or none of them.

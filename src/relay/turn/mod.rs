@@ -8,6 +8,9 @@
 //! Relayed addresses of this server reach each other without leaving it, whatever the peer policy says of the server's own
 //! address: two clients behind the strictest NATs meet that way.
 //!
+//! A client that asks for both families gets a relayed address of each, or of the one that this machine has (RFC 8656,
+//! section 7.2). They are one allocation: refreshed together, deleted together or one at a time.
+//!
 //! Not here: RESERVATION-TOKEN, DONT-FRAGMENT, ICMP, mobility, TCP allocations. Clients that insist are refused, with 508 for a
 //! reservation and 420 for the rest.
 
@@ -29,7 +32,7 @@ use super::peers::PeerPolicy;
 use super::quota::Bucket;
 use crate::nat::framing::{is_channel_data, parse_channel_data, put_channel_data};
 use crate::nat::stun::relayed::{payload, put_data};
-use crate::nat::stun::{Class, Scanned, TransactionId};
+use crate::nat::stun::{AddressFamily, Class, Scanned, TransactionId};
 
 /// How a client reaches us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,9 +54,12 @@ pub(super) struct Client {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct AllocationId(pub(super) u64);
 
+/// A port of an allocation, which has one per family at most.
+pub(super) type PortId = (AllocationId, AddressFamily);
+
 /// Binds the UDP ports of allocations.
 pub(super) trait Ports {
-    /// Binds a port on this address for an allocation, with an even number if asked; `None` when there is none.
+    /// Binds the port of an allocation on this address, with an even number if asked; `None` when there is none.
     fn bind(&mut self, allocation: AllocationId, ip: IpAddr, even: bool) -> Option<SocketAddr>;
 }
 
@@ -75,7 +81,7 @@ pub(super) enum Action<'a> {
         error: bool,
     },
     /// Send this from a relayed address.
-    ToPeer { from: AllocationId, peer: SocketAddr, payload: &'a [u8] },
+    ToPeer { from: PortId, peer: SocketAddr, payload: &'a [u8] },
     /// Send what is in the buffer to another client, so many payload bytes: its relayed address was the peer.
     ToClient { client: Client, bytes: usize },
 }
@@ -104,7 +110,7 @@ pub(super) struct TurnServer {
     by_name: HashMap<String, usize>,
     next_allocation: u64,
     bytes: Bucket,
-    freed: Vec<AllocationId>,
+    freed: Vec<PortId>,
     /// No allocation ends before.
     next_check: Option<Instant>,
 }
@@ -211,8 +217,8 @@ impl TurnServer {
         self.next_check.map(|at| (at, "allocation"))
     }
 
-    /// Allocations whose ports are free again.
-    pub(super) fn take_freed(&mut self) -> Vec<AllocationId> {
+    /// Ports that are free again.
+    pub(super) fn take_freed(&mut self) -> Vec<PortId> {
         std::mem::take(&mut self.freed)
     }
 
@@ -241,7 +247,8 @@ impl TurnServer {
         if !allocation.bytes.take(bytes, now) || !self.bytes.take(bytes, now) {
             return Action::Drop("over quota");
         }
-        let from = allocation.relayed;
+        let family = AddressFamily::of(&peer);
+        let Some(from) = allocation.relayed(family) else { return Action::Drop("no address of that family") };
         if let Some(&neighbour) = self.by_relayed.get(&peer) {
             return match self.on_peer_datagram(neighbour, from, payload, now, out) {
                 Some(client) => Action::ToClient { client, bytes: payload.len() },
@@ -250,7 +257,7 @@ impl TurnServer {
         }
         // Own addresses are permitted for the sake of neighbours only.
         if self.config.policy.allows(peer.ip()) {
-            Action::ToPeer { from: id, peer, payload }
+            Action::ToPeer { from: (id, family), peer, payload }
         } else {
             Action::Drop("denied address")
         }
@@ -259,14 +266,25 @@ impl TurnServer {
     fn free(&mut self, id: AllocationId) {
         let Some(allocation) = self.allocations.remove(&id) else { return };
         self.clients.remove(&allocation.client);
-        self.by_relayed.remove(&allocation.relayed);
+        for relayed in allocation.relayed {
+            self.by_relayed.remove(&relayed);
+            self.freed.push((id, AddressFamily::of(&relayed)));
+        }
         if let Some(of_user) = self.by_name.get_mut(&allocation.name) {
             *of_user -= 1;
             if *of_user == 0 {
                 self.by_name.remove(&allocation.name);
             }
         }
-        self.freed.push(id);
+    }
+
+    /// Ends one of the two addresses of an allocation.
+    fn free_one(&mut self, id: AllocationId, family: AddressFamily) {
+        let Some(allocation) = self.allocations.get_mut(&id) else { return };
+        for relayed in allocation.relayed.extract_if(.., |relayed| AddressFamily::of(relayed) == family) {
+            self.by_relayed.remove(&relayed);
+            self.freed.push((id, family));
+        }
     }
 }
 

@@ -136,8 +136,11 @@ impl TurnServer {
             Some(_) => return Err(ErrorCode::UnsupportedTransport),
             None => return Err(ErrorCode::BadRequest),
         }
-        let family = message.requested_address_family().unwrap_or(AddressFamily::V4);
-        let ip = of_family(&self.config.relay_ips, family).ok_or(ErrorCode::AddressFamilyNotSupported)?;
+        let families = families(message)?;
+        let supported = |family: &AddressFamily| of_family(&self.config.relay_ips, *family).is_some();
+        if !families.iter().any(supported) {
+            return Err(ErrorCode::AddressFamilyNotSupported);
+        }
         if self.by_name.get(&user.name).is_some_and(|used| *used >= self.config.limits.allocations_per_user) {
             return Err(ErrorCode::AllocationQuotaReached);
         }
@@ -147,21 +150,43 @@ impl TurnServer {
         }
         let id = AllocationId(self.next_allocation);
         self.next_allocation += 1;
-        let bound = ports.bind(id, ip, even_port.is_some()).ok_or(ErrorCode::InsufficientCapacity)?;
-        let public = of_family(&self.config.public_ips, family).unwrap_or(bound.ip());
-        let relayed = SocketAddr::new(public, bound.port());
+        let (mut relayed, mut refused) = (Vec::new(), None);
+        for family in families {
+            match self.bind(id, family, even_port.is_some(), ports) {
+                Ok(address) => relayed.push(address),
+                Err(code) => refused = Some((family, code)),
+            }
+        }
+        if relayed.is_empty() {
+            return Err(ErrorCode::InsufficientCapacity);
+        }
 
         let until = now + lifetime;
         let owner = (user.name.clone(), user.username.clone(), user.key.clone());
         let bytes = Bucket::new(self.config.limits.bytes_per_client, now);
-        let allocation = Allocation::new(client, owner, request.transaction_id(), relayed, until, bytes);
+        let granted = (relayed, refused);
+        let allocation = Allocation::new(client, owner, request.transaction_id(), granted, until, bytes);
         let response = allocated(request, &allocation, now);
         self.clients.insert(client, id);
-        self.by_relayed.insert(relayed, id);
+        self.by_relayed.extend(allocation.relayed.iter().map(|relayed| (*relayed, id)));
         *self.by_name.entry(user.name.clone()).or_default() += 1;
         self.allocations.insert(id, allocation);
         self.next_check = Some(self.next_check.map_or(until, |check| check.min(until)));
         Ok(response)
+    }
+
+    /// A port of this family, and how it is called outside.
+    fn bind(
+        &self,
+        id: AllocationId,
+        family: AddressFamily,
+        even: bool,
+        ports: &mut dyn Ports,
+    ) -> Result<SocketAddr, ErrorCode> {
+        let ip = of_family(&self.config.relay_ips, family).ok_or(ErrorCode::AddressFamilyNotSupported)?;
+        let bound = ports.bind(id, ip, even).ok_or(ErrorCode::InsufficientCapacity)?;
+        let public = of_family(&self.config.public_ips, family).unwrap_or(bound.ip());
+        Ok(SocketAddr::new(public, bound.port()))
     }
 
     fn refresh(
@@ -172,16 +197,18 @@ impl TurnServer {
         now: Instant,
     ) -> Result<Response, ErrorCode> {
         let allocation = self.allocations.get_mut(&id).ok_or(ErrorCode::AllocationMismatch)?;
-        if message.requested_address_family().is_some_and(|family| family != AddressFamily::of(&allocation.relayed)) {
+        let one = message.requested_address_family();
+        if one.is_some_and(|family| allocation.relayed(family).is_none()) {
             return Err(ErrorCode::PeerFamilyMismatch);
         }
         let lifetime = match message.lifetime() {
             Some(Duration::ZERO) => Duration::ZERO,
             _ => lifetime(message),
         };
-        allocation.until = now + lifetime;
-        if lifetime.is_zero() {
-            self.free(id);
+        match one {
+            Some(family) if lifetime.is_zero() && allocation.relayed.len() > 1 => self.free_one(id, family),
+            _ if lifetime.is_zero() => self.free(id),
+            Some(_) | None => allocation.until = now + lifetime,
         }
         Ok(Response::success(request).with(Attribute::Lifetime(lifetime)))
     }
@@ -222,7 +249,7 @@ impl TurnServer {
     /// Whether an allocation may speak to a peer at all.
     fn check_peer(&self, id: AllocationId, peer: SocketAddr) -> Result<(), ErrorCode> {
         let allocation = self.allocations.get(&id).ok_or(ErrorCode::AllocationMismatch)?;
-        if AddressFamily::of(&peer) != AddressFamily::of(&allocation.relayed) {
+        if allocation.relayed(AddressFamily::of(&peer)).is_none() {
             return Err(ErrorCode::PeerFamilyMismatch);
         }
         let ip = peer.ip();
@@ -246,10 +273,22 @@ fn even_port(frame: &[u8]) -> Option<EvenPort> {
 }
 
 fn allocated(request: &Scanned<'_>, allocation: &Allocation, now: Instant) -> Response {
-    Response::success(request)
-        .with(Attribute::XorRelayedAddress(allocation.relayed))
+    let relayed = allocation.relayed.iter().map(|relayed| Attribute::XorRelayedAddress(*relayed));
+    let refused = allocation.refused.map(|(family, code)| Attribute::AddressError(family, code));
+    let response = relayed.chain(refused).fold(Response::success(request), Response::with);
+    response
         .with(Attribute::Lifetime(allocation.until.saturating_duration_since(now)))
         .with(Attribute::XorMappedAddress(allocation.client.address))
+}
+
+/// Which relayed addresses are asked for (RFC 8656, section 7.2).
+fn families(message: &Message) -> Result<Vec<AddressFamily>, ErrorCode> {
+    match (message.requested_address_family(), message.additional_address_family()) {
+        (None, None) => Ok(vec![AddressFamily::V4]),
+        (Some(family), None) => Ok(vec![family]),
+        (None, Some(AddressFamily::V6)) => Ok(vec![AddressFamily::V4, AddressFamily::V6]),
+        (Some(_), Some(_)) | (None, Some(AddressFamily::V4)) => Err(ErrorCode::BadRequest),
+    }
 }
 
 /// What a client gets of the lifetime that it asks for (RFC 8656, section 7.2).

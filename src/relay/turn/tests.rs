@@ -15,7 +15,11 @@ use crate::relay::quota::Rate;
 const SECRET: &[u8] = b"secret";
 const WALL_US: u64 = 1_700_000_000_000_000;
 const SERVER: [u8; 4] = [198, 51, 100, 1];
+/// The port of the first allocation.
+const FIRST: PortId = (AllocationId(0), AddressFamily::V4);
 const PEER: &str = "203.0.113.7:9000";
+
+const SIX_PEER: &str = "[2001:db8:7::7]:9000";
 
 /// Ports without sockets.
 #[derive(Debug, Default)]
@@ -50,8 +54,12 @@ struct User {
 
 impl Bench {
     fn new(limits: RelayLimits) -> Self {
-        let now = Instant::now();
-        let relay_ips = vec![SERVER.into(), "2001:db8::1".parse().unwrap()];
+        Self::at(&[SERVER.into(), "2001:db8::1".parse().unwrap()], limits)
+    }
+
+    /// A server with these addresses.
+    fn at(relay_ips: &[IpAddr], limits: RelayLimits) -> Self {
+        let (now, relay_ips) = (Instant::now(), relay_ips.to_vec());
         let config = TurnConfig { limits, policy: PeerPolicy::new(), relay_ips, public_ips: Vec::new() };
         let server = TurnServer::new(config, SECRET, ChaCha20Rng::seed_from_u64(1), now);
         let times = Times { now, wall_us: WALL_US };
@@ -113,7 +121,7 @@ impl Bench {
     fn allocate(&mut self, user: &User) -> SocketAddr {
         let answer = self.ask(user, Request::allocate(AddressFamily::V4, TURN_LIFETIME));
         assert_eq!(answer.mapped_address(), Some(user.client.address));
-        answer.relayed_address().unwrap()
+        answer.relayed_addresses().next().unwrap()
     }
 
     /// A payload by a Send indication.
@@ -125,6 +133,9 @@ impl Bench {
 
     fn relay(&mut self, user: &User, frame: &[u8]) -> Sent {
         match self.server.on_frame(user.client, frame, self.times, &mut self.ports, &mut self.out) {
+            Action::ToPeer { from, peer, payload } if from.1 != AddressFamily::of(&peer) => {
+                panic!("{} bytes to {peer} from a port of the other family", payload.len())
+            }
             Action::ToPeer { peer, payload, .. } => Sent::ToPeer(peer, payload.to_vec()),
             Action::ToClient { client, .. } => Sent::ToClient(client),
             Action::Drop(why) => Sent::Dropped(why),
@@ -209,7 +220,7 @@ fn a_victim_that_is_not_public_is_out_of_reach_however_it_is_spelled() {
     }
     let six = bench.user(2, "a");
     let answer = bench.ask(&six, Request::allocate(AddressFamily::V6, TURN_LIFETIME));
-    assert!(answer.relayed_address().unwrap().is_ipv6());
+    assert!(answer.relayed_addresses().next().unwrap().is_ipv6());
     for victim in ["::1", "::ffff:127.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::", "fd00::1", "fe80::1", "ff02::1", "::"]
     {
         let permission = Request::create_permission(victim.parse().unwrap());
@@ -217,6 +228,69 @@ fn a_victim_that_is_not_public_is_out_of_reach_however_it_is_spelled() {
     }
     let four = Request::create_permission(peer().ip());
     assert_eq!(bench.ask(&six, four).error(), Some(ErrorCode::PeerFamilyMismatch));
+}
+
+#[test]
+fn an_allocation_of_both_families_relays_to_peers_of_either() {
+    let mut bench = Bench::new(RelayLimits::new());
+    let user = bench.user(1, "a");
+    let frame = bench.sign(&user, Request::allocate_both(TURN_LIFETIME));
+    let answer = bench.feed(user.client, &frame).unwrap();
+    let relayed: Vec<_> = answer.relayed_addresses().collect();
+    assert_eq!(relayed.iter().map(SocketAddr::is_ipv4).collect::<Vec<_>>(), [true, false]);
+    assert_eq!((answer.address_error(), bench.server.allocations()), (None, 1));
+    assert_eq!(bench.feed(user.client, &frame).unwrap(), answer, "a repeated request gets the same answer");
+    let six: SocketAddr = SIX_PEER.parse().unwrap();
+    for peer in [peer(), six] {
+        assert_eq!(bench.ask(&user, Request::create_permission(peer.ip())).error(), None);
+        assert_eq!(bench.send(&user, peer, b"x"), Sent::ToPeer(peer, b"x".to_vec()));
+    }
+    let victim = Request::channel_bind(channel(0x4000), "[fd00::1]:53".parse().unwrap());
+    assert_eq!(bench.ask(&user, victim).error(), Some(ErrorCode::Forbidden));
+
+    let end_six = Request::refresh(Duration::ZERO).with(Attribute::RequestedAddressFamily(AddressFamily::V6));
+    assert_eq!(bench.ask(&user, end_six.clone()).lifetime(), Some(Duration::ZERO));
+    assert_eq!(bench.server.take_freed(), [(AllocationId(0), AddressFamily::V6)]);
+    assert_eq!(bench.send(&user, six, b"x"), Sent::Dropped("no address of that family"));
+    assert_eq!(bench.ask(&user, end_six).error(), Some(ErrorCode::PeerFamilyMismatch));
+    assert_eq!(bench.ask(&user, Request::create_permission(six.ip())).error(), Some(ErrorCode::PeerFamilyMismatch));
+    assert_eq!(bench.send(&user, peer(), b"x"), Sent::ToPeer(peer(), b"x".to_vec()), "the other one lives on");
+    assert_eq!(bench.ask(&user, Request::refresh(Duration::ZERO)).error(), None);
+    assert_eq!(bench.server.take_freed(), [FIRST]);
+}
+
+#[test]
+fn a_server_of_one_family_says_which_one_it_lacks() {
+    let (four, six) = (AddressFamily::V4, AddressFamily::V6);
+    for (own, other, ip) in [(four, six, SERVER.into()), (six, four, "2001:db8::1".parse().unwrap())] {
+        let mut bench = Bench::at(&[ip], RelayLimits::new());
+        let user = bench.user(1, "a");
+        let lacks = bench.ask(&user, Request::allocate(other, TURN_LIFETIME));
+        assert_eq!(lacks.error(), Some(ErrorCode::AddressFamilyNotSupported), "{other:?}");
+        let answer = bench.ask(&user, Request::allocate_both(TURN_LIFETIME));
+        assert_eq!(answer.relayed_addresses().map(|relayed| relayed.ip()).collect::<Vec<_>>(), [ip]);
+        assert_eq!(answer.address_error(), Some((other, ErrorCode::AddressFamilyNotSupported)));
+        let foreign = if own == four { SIX_PEER } else { PEER };
+        let foreign: SocketAddr = foreign.parse().unwrap();
+        for request in [Request::create_permission(foreign.ip()), Request::channel_bind(channel(0x4000), foreign)] {
+            assert_eq!(bench.ask(&user, request).error(), Some(ErrorCode::PeerFamilyMismatch), "{foreign}");
+        }
+    }
+}
+
+#[test]
+fn families_that_contradict_each_other_are_a_bad_request() {
+    let mut bench = Bench::new(RelayLimits::new());
+    let user = bench.user(1, "a");
+    let both = || Request::allocate_both(TURN_LIFETIME);
+    let four = Attribute::AdditionalAddressFamily(AddressFamily::V4);
+    let requests = [
+        both().with(Attribute::RequestedAddressFamily(AddressFamily::V6)),
+        Request::allocate(AddressFamily::V4, TURN_LIFETIME).with(four),
+    ];
+    for request in requests {
+        assert_eq!(bench.ask(&user, request).error(), Some(ErrorCode::BadRequest));
+    }
 }
 
 #[test]
@@ -304,7 +378,7 @@ fn an_allocation_lives_as_long_as_it_is_refreshed_also_with_credentials_that_exp
     assert!(bench.times.wall_us > WALL_US + 3_600_000_000);
     bench.pass(TURN_LIFETIME);
     bench.server.on_timeout(bench.times.now);
-    assert_eq!((bench.server.take_freed(), bench.server.poll_timeout()), (vec![AllocationId(0)], None));
+    assert_eq!((bench.server.take_freed(), bench.server.poll_timeout()), (vec![FIRST], None));
 }
 
 #[test]
@@ -314,7 +388,7 @@ fn lifetimes_are_bounded_and_zero_ends_an_allocation() {
     let year = Request::allocate(AddressFamily::V4, Duration::from_secs(365 * 86_400));
     assert_eq!(bench.ask(&user, year).lifetime(), Some(TURN_LIFETIME_MAX));
     assert_eq!(bench.ask(&user, Request::refresh(Duration::ZERO)).lifetime(), Some(Duration::ZERO));
-    assert_eq!(bench.server.take_freed(), [AllocationId(0)]);
+    assert_eq!(bench.server.take_freed(), [FIRST]);
     let gone = bench.ask(&user, Request::refresh(TURN_LIFETIME));
     assert_eq!(gone.error(), Some(ErrorCode::AllocationMismatch));
 }
@@ -396,5 +470,5 @@ fn the_allocation_of_a_stream_ends_with_it() {
     bench.server.on_stream_closed(4);
     assert_eq!(bench.server.allocations(), 1);
     bench.server.on_stream_closed(5);
-    assert_eq!((bench.server.allocations(), bench.server.take_freed()), (0, vec![AllocationId(0)]));
+    assert_eq!((bench.server.allocations(), bench.server.take_freed()), (0, vec![FIRST]));
 }

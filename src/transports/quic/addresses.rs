@@ -30,6 +30,29 @@ fn is_dialable(ip: &IpAddr) -> bool {
     }
 }
 
+/// Whether a machine with these interfaces has an address of the family of `to`: without one nothing can be sent there.
+pub(super) fn has_family(interfaces: &[IpAddr], to: IpAddr) -> bool {
+    let to = to.to_canonical();
+    let outside = |ip: &IpAddr| is_dialable(ip) && !ip.is_loopback();
+    let mut outside = interfaces.iter().map(IpAddr::to_canonical).filter(outside).peekable();
+    // Interfaces that cannot be listed forbid nothing.
+    to.is_loopback() || outside.peek().is_none() || outside.any(|ip| ip.is_ipv4() == to.is_ipv4())
+}
+
+/// Addresses that mean something in one network only.
+pub(super) fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
+/// Whether anybody can be at this address.
+pub(super) fn is_destination(address: &SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
+}
+
 /// One spelling per address: IPv4 as IPv4, no flow label.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match (address, address.ip().to_canonical()) {
@@ -52,5 +75,19 @@ mod tests {
         assert_eq!(wildcard, expected.map(|address| address.parse::<SocketAddr>().unwrap()));
         let only_v4 = host_addresses("0.0.0.0:4000".parse().unwrap(), &interfaces);
         assert!(only_v4.iter().all(SocketAddr::is_ipv4));
+    }
+
+    #[test]
+    fn what_has_no_address_of_a_family_cannot_send_to_it() {
+        let has = |interfaces: &[&str], to: &str| {
+            let interfaces: Vec<_> = interfaces.iter().map(|ip| ip.parse().unwrap()).collect();
+            has_family(&interfaces, to.parse().unwrap())
+        };
+        let (four, six) = ("203.0.113.1", "2001:db8::1");
+        let only_four = ["127.0.0.1", "192.0.2.7", "::1", "fe80::1"];
+        assert!(has(&only_four, four) && has(&only_four, "::ffff:203.0.113.1") && !has(&only_four, six));
+        let only_six = ["127.0.0.1", "2001:db8::7"];
+        assert!(has(&only_six, six) && !has(&only_six, four) && has(&only_six, "127.0.0.2"));
+        assert!(has(&[], four) && has(&["127.0.0.1"], six), "what is not known forbids nothing");
     }
 }

@@ -10,6 +10,8 @@ use std::sync::atomic::AtomicU64;
 
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::addresses::canonical;
+use super::attempt::{Attempt, PathOutcome, kind_of_own};
 use super::connection::{Established, QuicConnection};
 use super::errors::connection_error;
 use super::hello;
@@ -20,29 +22,30 @@ use super::traversal::{DialNews, Meeting};
 use crate::address::PeerAddress;
 use crate::ids::PeerId;
 use crate::limits::{SOCKET_ROUTES, TICKET_MAX_RELAYS};
+use crate::nat::path::Path;
 use crate::rendezvous::address::RelayAddress;
 use crate::transport::{TransportError, TransportKind};
 use crate::transports::tls;
 
-/// Connects to a peer. Dropping the future abandons all attempts.
+/// Connects to a peer, and writes down what is tried. Dropping the future abandons all attempts.
 pub(super) async fn connect(
     transport: &Arc<QuicTransportImpl>,
     address: &PeerAddress,
+    attempt: &Attempt,
 ) -> Result<Arc<QuicConnection>, TransportError> {
-    // A packet to any of them would show where this node is.
-    let hidden = transport.traversal.as_ref().is_some_and(|traversal| traversal.options.relay_only);
-    let candidates = address.addresses_for(TransportKind::Quic).filter(|_| !hidden);
-    let candidates: Vec<_> = candidates.filter(|candidate| transport.paths.reaches(candidate)).collect();
+    let candidates = candidates_of(transport, address, attempt);
     let relays = relays_of(transport, address);
     if candidates.is_empty() && relays.is_empty() {
         return Err(TransportError::NoAddress(TransportKind::Quic));
     }
     let peer = address.peer_id();
-    let meeting = transport.traversal.as_ref().filter(|_| !relays.is_empty()).map(Meeting::new);
+    let meeting = transport.traversal.as_ref().filter(|_| !relays.is_empty());
+    let meeting = meeting.map(|traversal| Meeting::new(traversal, attempt));
     let race = Race {
         transport,
         peer,
         candidates,
+        attempt,
         meeting: meeting.as_ref(),
         relays: &relays,
         running: Vec::new(),
@@ -61,6 +64,24 @@ pub(super) async fn connect(
     };
     transport.counters.dialled.add();
     Ok(QuicConnection::start(transport, established))
+}
+
+/// The peer's addresses that are dialled.
+fn candidates_of(transport: &QuicTransportImpl, address: &PeerAddress, attempt: &Attempt) -> Vec<SocketAddr> {
+    // A packet to any of them would show where this node is.
+    let hidden = transport.traversal.as_ref().is_some_and(|traversal| traversal.options.relay_only);
+    let mut candidates: Vec<_> = address.addresses_for(TransportKind::Quic).collect();
+    candidates.retain(|candidate| {
+        let reached = transport.paths.reaches(candidate);
+        let outcome = match (hidden, reached) {
+            (true, _) => PathOutcome::Withheld,
+            (false, true) => PathOutcome::NoAnswer,
+            (false, false) => PathOutcome::NoRoute,
+        };
+        attempt.tried(Path::direct(canonical(*candidate)), kind_of_own(candidate.ip()), outcome);
+        reached && !hidden
+    });
+    candidates
 }
 
 /// Where the peer can be found, by its own word, and where we are ourselves: it may be there as well.
@@ -83,8 +104,9 @@ struct Race<'a> {
     peer: PeerId,
     /// Addresses that may still be the peer's.
     candidates: Vec<SocketAddr>,
+    attempt: &'a Attempt,
     /// Finds further paths meanwhile.
-    meeting: Option<&'a Meeting>,
+    meeting: Option<&'a Meeting<'a>>,
     relays: &'a [RelayAddress],
     /// Virtual addresses that are being tried, and how to give them up.
     running: Vec<(SocketAddr, AbortHandle)>,
@@ -130,6 +152,12 @@ impl Race<'_> {
                     self.running.retain(|(running, _)| *running != failure.virtual_address);
                     let before = self.candidates.len();
                     if let Some(stranger) = failure.answered_from {
+                        if failure.error == TransportError::WrongPeer
+                            && self.candidates.iter().any(|known| same_address(known, &stranger))
+                        {
+                            let (path, kind) = (Path::direct(canonical(stranger)), kind_of_own(stranger.ip()));
+                            self.attempt.tried(path, kind, PathOutcome::Stranger);
+                        }
                         self.candidates.retain(|candidate| !same_address(candidate, &stranger));
                     }
                     // Who answered through a relay and refused would only do it again.

@@ -8,6 +8,7 @@
 //! The first byte of every bidirectional stream says what it is (the `wire` module); applications never see it.
 
 mod addresses;
+mod attempt;
 mod connection;
 mod counters;
 mod demux;
@@ -35,6 +36,7 @@ mod udp;
 mod unproven;
 mod wire;
 
+pub use attempt::{DialReport, Introduction, PathOutcome, TriedPath};
 pub use options::QuicTransportOptions;
 pub use path_socket::SocketStats;
 pub use peer_state::PeerStats;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 mod incoming;
 mod outgoing;
 
-use super::addresses::canonical;
+use super::addresses::{canonical, is_destination};
 use super::extra::ExtraSockets;
 use super::path_socket::SocketStats;
 use super::routes::{Added, Route, RouteTable, Seen};
@@ -119,9 +119,7 @@ impl Paths {
 
     /// True when the socket can send to `address` at all.
     pub(super) fn reaches(&self, address: &SocketAddr) -> bool {
-        let ip = address.ip().to_canonical();
-        let sane = address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast();
-        sane && (self.local.is_ipv6() || ip.is_ipv4())
+        is_destination(address) && (self.local.is_ipv6() || address.ip().to_canonical().is_ipv4())
     }
 
     /// Routes to dial so that all candidates are tried, and candidates that become known later; empty when the table is full.

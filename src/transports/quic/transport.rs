@@ -9,6 +9,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Endpoint, ServerConfig, TimeSource, TokioRuntime};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::attempt::{Attempt, DialReport};
 use super::connection::QuicConnection;
 use super::counters::Counters;
 use super::path_socket::{PathSocket, SocketStats};
@@ -181,6 +182,21 @@ impl QuicTransport {
         self.inner().pool.paths(peer)
     }
 
+    /// Connects to a peer, as [`connect`](Transport::connect) does, and tells all that was tried, whatever came of it.
+    pub async fn connect_and_tell(
+        &self,
+        peer: &PeerAddress,
+        deadline: Duration,
+    ) -> (Result<Arc<dyn Connection>, TransportError>, DialReport) {
+        let attempt = Attempt::default();
+        let dialled = timeout(deadline, dial::connect(self.inner(), peer, &attempt)).await;
+        let dialled = dialled.unwrap_or(Err(TransportError::Timeout(deadline))).inspect_err(|error| {
+            self.inner().counters.failed.add();
+            tracing::debug!(peer = %peer.peer_id().short(), %error, "could not connect");
+        });
+        (dialled.map(|connection| connection as Arc<dyn Connection>), attempt.report())
+    }
+
     pub(super) fn inner(&self) -> &Arc<QuicTransportImpl> {
         &self.0.0
     }
@@ -205,15 +221,8 @@ impl Transport for QuicTransport {
         deadline: Duration,
     ) -> BoxFuture<'a, Result<Arc<dyn Connection>, TransportError>> {
         Box::pin(async move {
-            let dialled = timeout(deadline, dial::connect(self.inner(), peer)).await;
-            match dialled.unwrap_or(Err(TransportError::Timeout(deadline))) {
-                Ok(connection) => Ok(connection as Arc<dyn Connection>),
-                Err(error) => {
-                    self.inner().counters.failed.add();
-                    tracing::debug!(peer = %peer.peer_id().short(), %error, "could not connect");
-                    Err(error)
-                }
-            }
+            let (dialled, _) = self.connect_and_tell(peer, deadline).await;
+            dialled
         })
     }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use panda_network::doctor::{NatFinding, PeerFinding, PeerKind, RelayFinding, Report, StunFinding, TurnFinding};
-use panda_network::transport::PathReport;
+use panda_network::rendezvous::address::HostPort;
+use panda_network::transports::quic::{Introduction, TriedPath};
 use serde_json::{Value, json};
 
 use super::text::transport;
@@ -116,15 +117,21 @@ fn peer(peer: &PeerFinding) -> Value {
         "addresses": peer.addresses,
         "connected_ms": connected_ms,
         "error": error,
-        "paths": peer.paths.iter().map(path).collect::<Vec<_>>(),
+        "introductions": peer.introductions.iter().map(introduction).collect::<Vec<_>>(),
+        "paths": peer.paths.iter().map(|tried| path(tried, peer)).collect::<Vec<_>>(),
     })
 }
 
-fn path(path: &PathReport) -> Value {
+fn introduction((relay, what): &(HostPort, Introduction)) -> Value {
+    json!({ "relay": relay.to_string(), "outcome": what.to_string() })
+}
+
+fn path(path: &TriedPath, peer: &PeerFinding) -> Value {
     json!({
         "kind": path.kind.to_string(),
         "remote": path.remote,
-        "round_trip_ms": path.round_trip.map(ms),
-        "in_use": path.selected,
+        "outcome": path.outcome.to_string(),
+        "round_trip_ms": path.round_trip().map(ms),
+        "in_use": peer.in_use == Some((path.kind, path.remote)),
     })
 }

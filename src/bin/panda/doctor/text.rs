@@ -1,14 +1,16 @@
 //! The doctor's report as a page for a person.
 
 use std::fmt::{Display, Write};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use panda_network::doctor::{NatFinding, PeerFinding, ProbeError, RelayFinding, Report, StunFinding, TurnFinding};
 use panda_network::nat::nat_type::Mapping;
 use panda_network::rendezvous::address::RelayAddress;
 use panda_network::rendezvous::wire::TurnTransport;
-use panda_network::transport::PathReport;
+use panda_network::transport::PathKind;
 use panda_network::transports::port_mapping::PortMappingReport;
+use panda_network::transports::quic::TriedPath;
 
 /// Width of the first column.
 const LABEL: usize = 18;
@@ -135,7 +137,8 @@ impl Page {
     }
 
     fn turn(&mut self, turn: &TurnFinding) {
-        let relayed = turn.relayed.map_or_else(String::new, |relayed| format!(", lends us {relayed}"));
+        let relayed: Vec<_> = turn.relayed.iter().map(ToString::to_string).collect();
+        let relayed = if relayed.is_empty() { String::new() } else { format!(", lends us {}", relayed.join(" and ")) };
         let label = format!("TURN ({})", transport(turn.transport));
         self.line(label, format_args!("{}: {}{relayed}", turn.server, outcome(&turn.took)));
     }
@@ -147,13 +150,16 @@ impl Page {
             Err(error) => self.line("connected", format_args!("NO, {error}")),
         }
         self.line("ticket says", list(&peer.addresses));
-        peer.paths.iter().for_each(|path| self.path(path));
+        for (relay, what) in &peer.introductions {
+            self.line("introduction", format_args!("by {relay}: {what}"));
+        }
+        peer.paths.iter().for_each(|path| self.path(path, peer.in_use));
     }
 
-    fn path(&mut self, path: &PathReport) {
-        let took = path.round_trip.map_or("no answer".into(), ms);
-        let used = if path.selected { ", in use" } else { "" };
-        self.line(path.kind, format_args!("{}: {took}{used}", path.remote));
+    fn path(&mut self, path: &TriedPath, in_use: Option<(PathKind, SocketAddr)>) {
+        let outcome = path.round_trip().map_or_else(|| path.outcome.to_string(), ms);
+        let used = if in_use == Some((path.kind, path.remote)) { ", in use" } else { "" };
+        self.line(path.kind, format_args!("{}: {outcome}{used}", path.remote));
     }
 
     fn expected(&mut self, report: &Report) {

@@ -6,8 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use panda_network::identity::Identity;
-use panda_network::relay::{Alternate, ExternalTurn, IpNetwork, PeerPolicy, Rate, RelayLimits, RelayOptions, TurnMode};
+use panda_network::relay::{
+    Alternate, ExternalServer, ExternalTurn, IpNetwork, PeerPolicy, Rate, RelayLimits, RelayOptions, TurnMode,
+};
 use panda_network::rendezvous::address::{DEFAULT_PORT, HostPort};
+use panda_network::rendezvous::pin::SpkiPin;
 use panda_network::rendezvous::wire::TurnTransport;
 use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroizing;
@@ -116,16 +119,17 @@ impl<const PORT: u16> std::str::FromStr for Server<PORT> {
     }
 }
 
-/// A TURN server as RFC 7065 writes it: `turn:host:port?transport=udp`, `turns:host:port`.
+/// A TURN server as RFC 7065 writes it: `turn:host:port?transport=udp`, `turns:host:port`; after `#`, the pin of its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct TurnUri(TurnTransport, HostPort);
+struct TurnUri(ExternalServer);
 
 impl std::str::FromStr for TurnUri {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?} is no TURN server: turn:host:port?transport=udp or turns:host:port is");
-        let (scheme, rest) = text.split_once(':').ok_or_else(wrong)?;
+        let (uri, pin) = text.split_once('#').map_or((text, None), |(uri, pin)| (uri, Some(pin)));
+        let (scheme, rest) = uri.split_once(':').ok_or_else(wrong)?;
         let (server, transport) = rest.split_once("?transport=").map_or((rest, None), |(a, b)| (a, Some(b)));
         let (transport, port) = match (scheme, transport) {
             ("turn", None | Some("udp")) => (TurnTransport::Udp, STUN_PORT),
@@ -133,7 +137,12 @@ impl std::str::FromStr for TurnUri {
             ("turns", None | Some("tcp")) => (TurnTransport::Tls, TURNS_PORT),
             _ => return Err(wrong()),
         };
-        Ok(Self(transport, HostPort::parse(server, port).map_err(|error| error.to_string())?))
+        let server = HostPort::parse(server, port).map_err(|error| error.to_string())?;
+        let pin: Option<SpkiPin> = pin.map(str::parse).transpose().map_err(|error| format!("{uri}: {error}"))?;
+        if pin.is_some() && transport != TurnTransport::Tls {
+            return Err(format!("{uri} shows no key that a pin could name: only turns: does"));
+        }
+        Ok(Self(ExternalServer { transport, server, pin }))
     }
 }
 
@@ -186,7 +195,7 @@ impl Config {
         let turn = match self.turn.mode {
             Mode::Embedded => TurnMode::Embedded,
             Mode::External => TurnMode::External(ExternalTurn {
-                servers: self.turn.servers.into_iter().map(|TurnUri(transport, server)| (transport, server)).collect(),
+                servers: self.turn.servers.into_iter().map(|TurnUri(server)| server).collect(),
                 secret: Zeroizing::new(self.turn.secret.unwrap_or_default()),
             }),
             Mode::Off => TurnMode::Off,
@@ -306,12 +315,24 @@ mod tests {
 
     #[test]
     fn turn_servers_are_written_as_everywhere() {
-        let server =
-            |text: &str| text.parse::<TurnUri>().map(|TurnUri(transport, server)| (transport, server.to_string()));
+        let server = |text: &str| text.parse::<TurnUri>().map(|TurnUri(it)| (it.transport, it.server.to_string()));
         assert_eq!(server("turn:a"), Ok((TurnTransport::Udp, "a:3478".into())));
         assert_eq!(server("turn:a:1?transport=tcp"), Ok((TurnTransport::Tcp, "a:1".into())));
         assert_eq!(server("turns:[::1]:443"), Ok((TurnTransport::Tls, "[::1]:443".into())));
         assert_eq!(server("turns:a"), Ok((TurnTransport::Tls, "a:5349".into())));
         assert!(server("turns:a?transport=udp").is_err() && server("stun:a").is_err() && server("a").is_err());
+    }
+
+    #[test]
+    fn a_pin_goes_with_tls_only() {
+        let pin = SpkiPin::of(b"a key");
+        let TurnUri(pinned) = format!("turns:a:443?transport=tcp#{pin}").parse().unwrap();
+        assert_eq!((pinned.server.to_string(), pinned.pin), ("a:443".into(), Some(pin)));
+        let TurnUri(any) = "turns:a".parse().unwrap();
+        assert_eq!(any.pin, None);
+        let plain = format!("turn:a#{pin}").parse::<TurnUri>().unwrap_err();
+        assert!(plain.contains("only turns:"), "{plain}");
+        let wrong = "turns:a#AAAA".parse::<TurnUri>().unwrap_err();
+        assert!(wrong.contains("AAAA") && wrong.contains("turns:a"), "{wrong}");
     }
 }

@@ -3,7 +3,7 @@
 //! [`PathSelection`] decides; this encodes, waits and looks up what kind a path is. One per meeting and one per connection.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +13,16 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Traversal;
 use super::turn::Lease;
-use crate::limits::{CHECKS_WAITING, SIGNAL_CANDIDATES};
+use crate::limits::{CHECKS_WAITING, PATHS_PER_PEER, SIGNAL_CANDIDATES};
 use crate::nat::check::{self, Session, Side};
 use crate::nat::path::{Path, Via};
 use crate::nat::path_selection::{Check, PathEvent, PathSelection};
 use crate::nat::stun::{IntegrityKey, Scanned, TransactionId};
 use crate::rendezvous::signal::{Candidate, CandidateKind};
 use crate::transport::PathKind;
-use crate::transports::quic::addresses::canonical;
+pub(super) use crate::transports::quic::addresses::is_private;
+use crate::transports::quic::addresses::{canonical, is_destination};
+use crate::transports::quic::attempt::PathOutcome;
 use crate::watch;
 
 /// The number of checks that are not the selection's, which counts from 0.
@@ -75,6 +77,8 @@ pub(super) struct Checker {
     turns: watch::Receiver<u64>,
     /// Paths through allocations of ours, and whether they are among those that are checked.
     leases: BTreeMap<Path, (Lease, bool)>,
+    /// Paths on which checks were sent; on the others they were withheld.
+    sent: BTreeSet<Path>,
 }
 
 /// What the peer said about its addresses.
@@ -135,6 +139,7 @@ impl Checker {
             relayed: Vec::new(),
             turns: traversal.turns.subscribe(),
             leases: BTreeMap::new(),
+            sent: BTreeSet::new(),
         };
         in_use.into_iter().for_each(|(path, _)| checker.keep_turn_path(path));
         Some(checker)
@@ -145,11 +150,13 @@ impl Checker {
         let now = Instant::now().into_std();
         let named = candidates.iter().take(SIGNAL_CANDIDATES);
         let named = named.map(|candidate| Candidate { address: canonical(candidate.address), ..*candidate });
-        let named: Vec<_> = named.filter(|candidate| self.traversal.paths.reaches(&candidate.address)).collect();
+        let named: Vec<_> = named.filter(|candidate| is_destination(&candidate.address)).collect();
         self.hear(now, &named);
         for Candidate { kind, address } in named.into_iter().filter(|named| self.remote.0.contains_key(&named.address))
         {
-            if !self.traversal.options.relay_only || kind == CandidateKind::Relayed {
+            // What this node's socket cannot reach may be reached from a relayed address.
+            let reached = self.traversal.paths.reaches(&address);
+            if reached && (!self.traversal.options.relay_only || kind == CandidateKind::Relayed) {
                 let path = Path::direct(address);
                 self.selection.add(now, path, self.kind(path));
                 if kind == CandidateKind::Relayed {
@@ -283,11 +290,16 @@ impl Checker {
         }
     }
 
-    fn send(&self, check: Check) {
+    fn send(&mut self, check: Check) {
         // Withheld is as good as lost.
         if check.proven || self.traversal.paths.may_send(&check.path) {
             let request = self.request(check.number, check.selected, check.padded_to);
             request.inspect(|request| self.traversal.paths.send(check.path, request));
+            if self.sent.len() >= 2 * PATHS_PER_PEER {
+                let known: BTreeSet<_> = self.selection.paths().map(|(path, ..)| path).collect();
+                self.sent.retain(|path| known.contains(path));
+            }
+            self.sent.insert(check.path);
         }
     }
 
@@ -304,6 +316,20 @@ impl Checker {
         self.request(KNOCK, false, 0).inspect(|request| self.traversal.paths.send(path, request));
     }
 
+    /// What came of all paths so far.
+    pub(super) fn outcomes(&self) -> Vec<(Path, PathKind, PathOutcome)> {
+        let checked = self.selection.paths().map(|(path, _, round_trip)| {
+            let silent = if self.sent.contains(&path) { PathOutcome::NoAnswer } else { PathOutcome::Withheld };
+            let outcome = round_trip.map_or(silent, |round_trip| PathOutcome::Answered { round_trip });
+            (path, self.kind(path), outcome)
+        });
+        let unchecked = self.leases.iter().filter(|(_, (_, checked))| !checked).map(|(path, (lease, _))| {
+            let refused = lease.refusal().map(|code| PathOutcome::Refused { code: code.number() });
+            (*path, lease.kind(), refused.unwrap_or(PathOutcome::NoAnswer))
+        });
+        checked.chain(unchecked).collect()
+    }
+
     /// What kind of path this is, by what both ends know of their addresses.
     pub(super) fn kind(&self, path: Path) -> PathKind {
         match path.via {
@@ -316,18 +342,11 @@ impl Checker {
                 Some(CandidateKind::Host) if is_private(path.remote.ip()) => PathKind::Lan,
                 Some(CandidateKind::Host) => PathKind::Direct,
                 Some(CandidateKind::ServerReflexive | CandidateKind::PeerReflexive) | None => {
-                    if self.traversal.has_public_address() { PathKind::Direct } else { PathKind::Punched }
+                    let public = self.traversal.has_public_address(path.remote.is_ipv4());
+                    if public { PathKind::Direct } else { PathKind::Punched }
                 }
             },
         }
-    }
-}
-
-/// Addresses that mean something in one network only.
-pub(super) fn is_private(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
 }
 

@@ -26,9 +26,9 @@ use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::seal;
 use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
 use crate::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer};
-use crate::transports::quic::addresses::{canonical, host_addresses};
+use crate::transports::quic::addresses::{canonical, has_family, host_addresses};
 use crate::transports::quic::paths::{Paths, StunInput};
-use crate::transports::relay_client::RelayState;
+use crate::transports::relay_client::{RelayInfo, RelayState};
 
 /// Flows that are asked for again with a new session. More: they are asked for when they are missed.
 const FLOWS_CONFIRMED: usize = 16;
@@ -182,7 +182,8 @@ impl Hub {
 
     /// Looks whether allocations are needed.
     fn drive_turn(&mut self) {
-        let seen = Seen { servers: self.servers.clone(), mappings: self.binding.mappings().collect() };
+        let (servers, mappings) = (self.servers.clone(), self.binding.mappings().collect());
+        let seen = Seen { servers, mappings, interfaces: self.interfaces.clone() };
         self.turn.drive(&self.traversal, &seen);
     }
 
@@ -195,7 +196,7 @@ impl Hub {
 
     fn on_flow(&mut self, relay: &RelayAddress, peer: PeerId, flow: u64) {
         let Some(client) = lock(&self.traversal.relays).get(relay).and_then(|client| client.info()) else { return };
-        let Some(remote) = client.datagrams().find(|address| self.traversal.paths.reaches(address)) else { return };
+        let Some(remote) = self.reached(&client) else { return };
         let path = Path { via: Via::Forward { flow }, remote: canonical(remote) };
         lock(&self.traversal.flows).open(relay, peer, path);
         lock(&self.traversal.refused_flows).remove(relay);
@@ -204,6 +205,18 @@ impl Hub {
 
     fn tell_flows(&self) {
         self.traversal.flows_changed.send_modify(|version| *version += 1);
+    }
+
+    /// Where a relay's UDP port is reached from here: at an address that answered, else of the family of its session.
+    fn reached(&self, relay: &RelayInfo) -> Option<SocketAddr> {
+        let answered: BTreeSet<_> = self.binding.mappings().map(|(server, _)| server).collect();
+        let other_family = |address: &SocketAddr| address.is_ipv4() != relay.address.ip().to_canonical().is_ipv4();
+        let reachable = relay.datagrams().filter(|address| self.can_send_to(address));
+        reachable.min_by_key(|address| (!answered.contains(&canonical(*address)), other_family(address)))
+    }
+
+    fn can_send_to(&self, address: &SocketAddr) -> bool {
+        self.traversal.paths.reaches(address) && has_family(&self.interfaces, address.ip())
     }
 
     /// A sealed signal: for a meeting under way, or an offer to meet.
@@ -262,7 +275,7 @@ impl Hub {
         let mut servers = BTreeSet::new();
         for (_, state) in self.traversal.relays() {
             let RelayState::Up(info) = state else { continue };
-            servers.extend(info.datagrams().filter(|address| self.traversal.paths.reaches(address)).map(canonical));
+            servers.extend(info.datagrams().filter(|address| self.can_send_to(address)).map(canonical));
         }
         if servers == self.servers {
             return;
@@ -304,9 +317,12 @@ impl Hub {
         let hosts: Vec<_> = candidates.iter().map(|candidate| candidate.address).collect();
         self.traversal.birthdays.set_mapping(mapping_behaviour(self.binding.mappings()));
         let mapped: BTreeSet<_> = self.binding.mappings().map(|(_, address)| canonical(address)).collect();
-        let public =
-            hosts.iter().any(|host| mapped.contains(host) || !is_private(host.ip()) && self.servers.is_empty());
-        self.traversal.public.store(public, Ordering::Relaxed);
+        for (v4, public) in [(true, &self.traversal.public_v4), (false, &self.traversal.public_v6)] {
+            let asked = self.servers.iter().any(|server| server.is_ipv4() == v4);
+            let mut hosts = hosts.iter().filter(|host| host.is_ipv4() == v4);
+            let is_public = hosts.any(|host| mapped.contains(host) || !is_private(host.ip()) && !asked);
+            public.store(is_public, Ordering::Relaxed);
+        }
         self.traversal.port_mapping.consider(&self.traversal, &hosts, &mapped);
         let external = *self.traversal.port_mapping.external().borrow();
         candidates.extend(external.map(|address| Candidate { kind: CandidateKind::Mapped, address }));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::nat::path_selection::{PathEvent, PathSelection};
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::signal::{Candidate, SessionSecret, Signal};
 use crate::rendezvous::wire::NodeFrame;
+use crate::transports::quic::attempt::{Attempt, Introduction};
 use crate::transports::quic::paths::{Offered, RouteGuard};
 use crate::transports::relay_client::RelayState;
 
@@ -31,8 +33,9 @@ pub(super) const WORDS: usize = 16;
 
 /// The paths that a meeting found, for the dial that uses them.
 #[derive(Debug)]
-pub(crate) struct Meeting {
+pub(crate) struct Meeting<'a> {
     traversal: Arc<Traversal>,
+    attempt: &'a Attempt,
     found: Mutex<Found>,
     news: Notify,
 }
@@ -53,9 +56,9 @@ struct Found {
     news: Vec<DialNews>,
 }
 
-impl Meeting {
-    pub(crate) fn new(traversal: &Arc<Traversal>) -> Self {
-        Self { traversal: traversal.clone(), found: Mutex::default(), news: Notify::new() }
+impl<'a> Meeting<'a> {
+    pub(in crate::transports::quic) fn new(traversal: &Arc<Traversal>, attempt: &'a Attempt) -> Self {
+        Self { traversal: traversal.clone(), attempt, found: Mutex::default(), news: Notify::new() }
     }
 
     /// The dial uses this route from now on.
@@ -104,6 +107,8 @@ impl Meeting {
 
     async fn run_at(&self, peer: PeerId, relay: RelayAddress) {
         let traversal = &self.traversal;
+        let tell = |what| self.attempt.introduced(&relay.server, what);
+        tell(Introduction::NoSession);
         if !traversal.add_relay(relay.clone()) {
             return;
         }
@@ -112,10 +117,11 @@ impl Meeting {
             return;
         }
         let (number, secret) = (u64::from_be_bytes(traversal.random()), SessionSecret(traversal.random()));
-        let Some(mut checker) = Checker::start(traversal, number, Side::Dialler, &secret.0, PathSelection::new())
-        else {
+        let Some(checker) = Checker::start(traversal, number, Side::Dialler, &secret.0, PathSelection::new()) else {
             return;
         };
+        tell(Introduction::NoAnswer);
+        let mut checker = Written { checker, attempt: self.attempt };
         let (words, mut heard) = mpsc::channel(WORDS);
         let _listed = Listed::new(traversal, (peer, number), words);
         let mut flows = traversal.flows_changed.subscribe();
@@ -127,6 +133,7 @@ impl Meeting {
                 biased;
                 Some(word) = heard.recv() => match word {
                     Word::Signal(Signal::Answer { candidates, .. } | Signal::Candidates { candidates, .. }) => {
+                        tell(Introduction::Answered);
                         checker.add_candidates(&candidates);
                         if !std::mem::replace(&mut answered, true) {
                             traversal.say(&relay, NodeFrame::Punch { to: peer, session: number });
@@ -134,8 +141,9 @@ impl Meeting {
                     }
                     Word::Punch(after) => checker.punch(after),
                     // It may come, or change its mind, while the dial lasts.
-                    Word::Signal(Signal::Refused { .. } | Signal::Offer { .. } | Signal::Birthday { .. })
-                    | Word::NotHere => {}
+                    Word::Signal(Signal::Refused { .. }) => tell(Introduction::Refused),
+                    Word::NotHere => tell(Introduction::NotHere),
+                    Word::Signal(Signal::Offer { .. } | Signal::Birthday { .. }) => {}
                 },
                 Ok(()) = flows.changed() => if let Some(path) = traversal.flows_to(&peer).get(&relay) {
                     traversal.announce(*path);
@@ -169,6 +177,34 @@ impl Meeting {
         let offer = Signal::Offer { session, secret: secret.clone(), candidates, proofs };
         traversal.signal(relay, peer, &offer);
         traversal.say(relay, NodeFrame::Forward { to: peer });
+    }
+}
+
+/// The checks of a dial: what came of them is written down when they end, also when the dial is dropped.
+struct Written<'a> {
+    checker: Checker,
+    attempt: &'a Attempt,
+}
+
+impl Deref for Written<'_> {
+    type Target = Checker;
+
+    fn deref(&self) -> &Checker {
+        &self.checker
+    }
+}
+
+impl DerefMut for Written<'_> {
+    fn deref_mut(&mut self) -> &mut Checker {
+        &mut self.checker
+    }
+}
+
+impl Drop for Written<'_> {
+    fn drop(&mut self) {
+        for (path, kind, outcome) in self.checker.outcomes() {
+            self.attempt.tried(path, kind, outcome);
+        }
     }
 }
 

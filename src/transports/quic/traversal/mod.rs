@@ -104,7 +104,10 @@ pub(super) struct Traversal {
     turns: Turns,
     /// Where this node may be reached, best first.
     candidates: watch::Sender<Vec<Candidate>>,
-    public: AtomicBool,
+    /// Whether this node is reached at an IPv4 address of its own.
+    public_v4: AtomicBool,
+    /// The same for IPv6.
+    public_v6: AtomicBool,
     network_changed: Notify,
     port_mapping: PortMapping,
     birthdays: Birthdays,
@@ -141,7 +144,8 @@ impl Traversal {
             refused_flows: Mutex::default(),
             turns: Turns::new(),
             candidates: watch::Sender::new(hosts),
-            public: AtomicBool::new(false),
+            public_v4: AtomicBool::new(false),
+            public_v6: AtomicBool::new(false),
             network_changed: Notify::new(),
             port_mapping: PortMapping::new(enabled),
             birthdays,
@@ -215,9 +219,10 @@ impl Traversal {
         lock(&self.relays).values().for_each(RelayClient::on_network_change);
     }
 
-    /// True when this node is reached at an address of its own.
-    fn has_public_address(&self) -> bool {
-        self.public.load(Ordering::Relaxed)
+    /// True when this node is reached at an address of its own, of that family.
+    fn has_public_address(&self, v4: bool) -> bool {
+        let public = if v4 { &self.public_v4 } else { &self.public_v6 };
+        public.load(Ordering::Relaxed)
     }
 
     /// A connection's path, which decides whether it needs a standby.

@@ -14,11 +14,10 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::Turns;
 use super::link::{Link, Way};
-use crate::ids::PeerId;
 use crate::limits::{NAT_KEEP_ALIVE_MAX, RELAY_CONNECT_DEADLINE, TURN_MAX_TRANSACTIONS, TURN_SEND_QUEUE};
 use crate::nat::allocation::{Allocation, TurnFailure, TurnOptions, TurnTransport};
 use crate::nat::credentials::TurnCredentials;
@@ -28,11 +27,11 @@ use crate::nat::stun::{Request, TransactionId};
 use crate::net::ByteStream;
 use crate::rendezvous::address::HostPort;
 use crate::transport::PathKind;
-use crate::transports::quic::addresses::canonical;
+use crate::transports::quic::addresses::{canonical, has_family};
 use crate::transports::quic::paths::{Received, TurnLink};
 use crate::transports::quic::traversal::Traversal;
 use crate::transports::stream::{self, TokioStream};
-use crate::transports::turn_tls;
+use crate::transports::turn_tls::{self, ServerKey, TurnTlsError};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -52,7 +51,7 @@ pub(super) struct Plan {
     /// What an unspecified address stands for.
     pub(super) relay_ip: IpAddr,
     /// The server's key, if it is known.
-    pub(super) pin: Option<PeerId>,
+    pub(super) key: ServerKey,
     pub(super) credentials: TurnCredentials,
 }
 
@@ -71,9 +70,9 @@ pub(super) enum TurnError {
     /// The server broke the protocol.
     #[error(transparent)]
     Stream(#[from] TurnStreamError),
-    /// No TLS with such a server.
-    #[error("no TLS with TURN server: {0}")]
-    Tls(String),
+    /// Somebody else, or no TLS.
+    #[error(transparent)]
+    Tls(#[from] TurnTlsError),
 }
 
 /// Runs until the allocation fails, or `stopped` is sent or dropped.
@@ -112,7 +111,9 @@ async fn serve(traversal: &Traversal, plan: Plan) -> TurnError {
 
 async fn over_datagrams(traversal: &Traversal, plan: Plan) -> Result<(), TurnError> {
     let addresses = resolve(traversal, &plan).await?;
-    let reached = addresses.into_iter().find(|address| traversal.paths.reaches(address));
+    let interfaces = traversal.options.network.interface_addresses();
+    let reaches = |to: &SocketAddr| traversal.paths.reaches(to) && has_family(&interfaces, to.ip());
+    let reached = addresses.into_iter().find(reaches);
     let server = canonical(reached.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?);
     let link = start(traversal, plan, Way::Datagrams(server));
     tend(&traversal.turns, &link, |frame| {
@@ -146,7 +147,9 @@ fn start(traversal: &Traversal, plan: Plan, way: Way) -> Arc<Link> {
         TurnTransport::Tcp => PathKind::TurnTcp,
         TurnTransport::Tls => PathKind::TurnTls,
     };
-    let allocation = Allocation::new(TurnOptions::new(plan.transport), plan.credentials, traversal.random());
+    // Which family a peer has is not known before it is met.
+    let options = TurnOptions::new(plan.transport).with_both_families();
+    let allocation = Allocation::new(options, plan.credentials, traversal.random());
     let link = Arc::new(Link::new(Instant::now().into_std(), plan.id, kind, way, allocation));
     traversal.turns.add(&traversal.paths, &link);
     link
@@ -260,12 +263,7 @@ async fn connect(traversal: &Traversal, plan: &Plan) -> Result<TokioStream, Turn
     }
 }
 
-async fn connect_tls(
-    traversal: &Traversal,
-    plan: &Plan,
-) -> Result<tokio_rustls::client::TlsStream<TokioStream>, TurnError> {
-    let (config, name) = turn_tls::client(&traversal.tls, &plan.server, plan.pin.as_ref()).map_err(TurnError::Tls)?;
+async fn connect_tls(traversal: &Traversal, plan: &Plan) -> Result<TlsStream<TokioStream>, TurnError> {
     let stream = connect(traversal, plan).await?;
-    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    connected.map_err(|error| TurnError::Tls(error.to_string()))
+    Ok(turn_tls::connect(&traversal.tls, &plan.server, &plan.key, stream).await?)
 }

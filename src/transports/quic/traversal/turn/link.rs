@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::limits::TURN_MAX_PEERS;
 use crate::nat::allocation::{Allocation, TurnEvent, TurnFailure, TurnInput};
 use crate::nat::path::{Path, Via};
+use crate::nat::stun::ErrorCode;
 use crate::transport::PathKind;
 use crate::transports::quic::paths::{Received, TurnLink};
 use crate::transports::quic::traversal::{is_private, lock};
@@ -80,9 +81,9 @@ impl Link {
         Self { id, kind, way, wake: Notify::new(), state }
     }
 
-    /// Where peers reach this node through it, once it is there.
-    pub(super) fn relayed_address(&self) -> Option<SocketAddr> {
-        lock(&self.state).allocation.relayed_address()
+    /// Where peers reach this node through it, once it is there: one address, or one of each family.
+    pub(super) fn relayed_addresses(&self) -> Vec<SocketAddr> {
+        lock(&self.state).allocation.relayed_addresses().collect()
     }
 
     /// Whether it was there at any time.
@@ -124,7 +125,7 @@ impl Link {
     pub(super) fn farewell(&self, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
         let Way::Datagrams(server) = self.way else { return None };
         let mut state = lock(&self.state);
-        state.allocation.relayed_address()?;
+        state.allocation.relayed_addresses().next()?;
         state.allocation.release(now);
         Some((server, state.allocation.poll_transmit()?))
     }
@@ -132,10 +133,10 @@ impl Link {
     /// Wants to reach a peer. `None` when that makes no sense, or when as many are in use as may be.
     pub(super) fn lease(self: &Arc<Self>, now: Instant, peer: SocketAddr) -> Option<Lease> {
         let mut state = lock(&self.state);
-        let relayed = state.allocation.relayed_address()?;
+        let relayed = state.allocation.relayed_addresses().find(|relayed| relayed.is_ipv4() == peer.is_ipv4())?;
         // What a server with a public address can reach of a private network is another network.
         let elsewhere = is_private(peer.ip()) && !is_private(relayed.ip());
-        if relayed.is_ipv4() != peer.is_ipv4() || relayed == peer || elsewhere {
+        if relayed == peer || elsewhere {
             return None;
         }
         if !state.peers.contains_key(&peer) && state.peers.len() >= TURN_MAX_PEERS && !state.forget_one() {
@@ -233,6 +234,11 @@ impl Lease {
         self.link.kind
     }
 
+    /// Why the server does not relay to the peer, if it said so.
+    pub(in crate::transports::quic::traversal) fn refusal(&self) -> Option<ErrorCode> {
+        lock(&self.link.state).allocation.refusal(self.peer)
+    }
+
     /// Whether datagrams get through to the server's side of the peer.
     pub(in crate::transports::quic::traversal) fn is_ready(&self) -> bool {
         lock(&self.link.state).allocation.is_ready(self.peer)
@@ -255,7 +261,7 @@ mod tests {
     use super::*;
     use crate::nat::allocation::{TurnOptions, TurnTransport};
     use crate::nat::credentials::TurnCredentials;
-    use crate::nat::stun::{Attribute, ErrorCode, Response, Scanned};
+    use crate::nat::stun::{Attribute, Response, Scanned};
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -4,7 +4,7 @@
 //! something changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +18,10 @@ use crate::nat::allocation::{TurnFailure, TurnTransport as Framing};
 use crate::nat::credentials::TurnCredentials;
 use crate::rendezvous::address::{HostPort, RelayAddress};
 use crate::rendezvous::wire::{NodeFrame, TurnServer, TurnTransport};
+use crate::transports::quic::addresses::has_family;
 use crate::transports::quic::traversal::{Traversal, lock};
 use crate::transports::relay_client::RelayInfo;
+use crate::transports::turn_tls::ServerKey;
 
 /// No STUN server answered within this time of the first question, which is repeated within it: UDP is taken for blocked until
 /// one does. Short: a person waits, and an allocation that turns out to be needless costs a relay little.
@@ -60,6 +62,8 @@ pub(in crate::transports::quic::traversal) struct Seen {
     pub(in crate::transports::quic::traversal) servers: BTreeSet<SocketAddr>,
     /// What they answered.
     pub(in crate::transports::quic::traversal) mappings: Vec<(SocketAddr, SocketAddr)>,
+    /// Addresses of this machine.
+    pub(in crate::transports::quic::traversal) interfaces: Vec<IpAddr>,
 }
 
 /// All allocations of a node.
@@ -118,9 +122,9 @@ impl Manager {
         let situation = Situation {
             udp_blocked,
             standby: traversal.options.relay_only || !refused.is_empty() || unsettled && is_symmetric(&seen.mappings),
-            forwarding: forwarding.map(|(server, _)| server.ip().to_string()).collect(),
+            forwarding: forwarding.map(|(server, _)| self.machine_at(server.ip())).collect(),
         };
-        let (keys, choices): (Vec<_>, Vec<_>) = self.choices(now).into_iter().unzip();
+        let (keys, choices): (Vec<_>, Vec<_>) = self.choices(now, &seen.interfaces).into_iter().unzip();
         let wanted: Vec<_> = wanted(&situation, &choices).into_iter().map(|place| &keys[place]).collect();
         for running in self.running.values_mut() {
             let is_wanted = wanted.iter().any(|(key, _)| *key == running.key);
@@ -134,6 +138,13 @@ impl Manager {
             self.make_room();
             self.start(traversal, key, &relay);
         }
+    }
+
+    /// What a machine with this address is called: a relay may have one of either family.
+    fn machine_at(&self, ip: IpAddr) -> String {
+        let is_relay = |offers: &&Offers| offers.info.datagrams().any(|address| address.ip() == ip);
+        let relay = self.offers.values().find(is_relay).map(|offers| offers.info.address.ip());
+        relay.unwrap_or(ip).to_canonical().to_string()
     }
 
     fn is_running(&self, key: &Key) -> bool {
@@ -183,7 +194,7 @@ impl Manager {
     }
 
     /// The servers that there are, with the relay that names each.
-    fn choices(&self, now: Instant) -> Vec<((Key, RelayAddress), Choice)> {
+    fn choices(&self, now: Instant, interfaces: &[IpAddr]) -> Vec<((Key, RelayAddress), Choice)> {
         let mut choices: Vec<((Key, RelayAddress), Choice)> = Vec::new();
         for (relay, offers) in &self.offers {
             for server in &offers.servers {
@@ -192,11 +203,12 @@ impl Manager {
                     continue;
                 }
                 let fresh = now < offers.received + Duration::from_secs(server.lifetime_s.into());
+                let reached = server.server.ip().is_none_or(|ip| ip.is_unspecified() || has_family(interfaces, ip));
                 let choice = Choice {
                     transport: server.transport,
                     machine: machine(&server.server, relay, &offers.info),
                     port: server.server.port(),
-                    usable: fresh && self.failed.get(&key).is_none_or(|(until, _)| *until <= now),
+                    usable: fresh && reached && self.failed.get(&key).is_none_or(|(until, _)| *until <= now),
                     running: self.is_running(&key),
                 };
                 choices.push(((key, relay.clone()), choice));
@@ -229,8 +241,14 @@ impl Manager {
             TurnTransport::Tcp => Framing::Tcp,
             TurnTransport::Tls => Framing::Tls,
         };
-        let is_relay = machine(&server.server, relay, &offers.info) == offers.info.address.ip().to_string()
+        let is_relay = machine(&server.server, relay, &offers.info)
+            == offers.info.address.ip().to_canonical().to_string()
             && server.server.port() == offers.info.address.port();
+        let server_key = match server.pin {
+            _ if is_relay => ServerKey::Relay(offers.info.key),
+            Some(pin) => ServerKey::Pinned(pin),
+            None => ServerKey::Any,
+        };
         let id = loop {
             self.next_id = self.next_id.wrapping_add(1);
             // One that has just been told to end may still be there.
@@ -244,7 +262,7 @@ impl Manager {
             transport,
             server: server.server.clone(),
             relay_ip: offers.info.address.ip(),
-            pin: is_relay.then_some(offers.info.key),
+            key: server_key,
             credentials,
         };
         let (stop, stopped) = oneshot::channel();
@@ -267,7 +285,8 @@ impl Offers {
 
 /// What the addresses of one machine have in common, as far as that is known: the relay's own are its ip.
 fn machine(server: &HostPort, relay: &RelayAddress, info: &RelayInfo) -> String {
-    let own = server.host() == relay.server.host() || server.ip().is_some_and(|ip| ip.is_unspecified());
+    let of_relay = |ip: IpAddr| ip.is_unspecified() || info.datagrams().any(|address| address.ip() == ip);
+    let own = server.host() == relay.server.host() || server.ip().is_some_and(of_relay);
     if own { info.address.ip().to_canonical().to_string() } else { server.host().to_owned() }
 }
 
@@ -294,6 +313,7 @@ mod tests {
             username: "anna".into(),
             password: "secret".into(),
             lifetime_s: 3600,
+            pin: None,
         }
     }
 

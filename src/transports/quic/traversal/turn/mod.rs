@@ -61,7 +61,7 @@ impl Turns {
 
     /// Where peers reach this node.
     pub(super) fn relayed_addresses(&self) -> Vec<SocketAddr> {
-        lock(&self.links).values().filter_map(|link| link.relayed_address()).collect()
+        lock(&self.links).values().flat_map(|link| link.relayed_addresses()).collect()
     }
 
     /// All allocations, made or under way.
