@@ -41,7 +41,7 @@
 //! | floor | | modules |
 //! |---|---|---|
 //! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
-//! | 4 | services | [`documents`], [`connections`], [`doctor`], `relay` |
+//! | 4 | services | [`documents`], [`connections`], [`discovery`], [`doctor`], `relay` |
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
 //! | 2 | pure protocol machines | [`nat`], [`rendezvous`], [`sync`] |
 //! | 1 | ports | [`net`], [`network_interface`], [`store`], [`transport`] |
@@ -63,6 +63,7 @@ pub mod backoff;
 pub mod cbor;
 pub mod clock;
 pub mod connections;
+pub mod discovery;
 pub mod doctor;
 pub mod documents;
 pub mod error;

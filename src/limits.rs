@@ -326,3 +326,6 @@ pub const ROUTER_ANSWER_MAX_BYTES: usize = 64 * 1024;
 
 /// Offers of other nodes that are remembered, so that a relay cannot repeat them. More: the oldest is forgotten.
 pub const OFFERS_REMEMBERED: usize = 4096;
+
+/// Peers that finders found and nobody has looked at yet. Full: finders wait, or find them again later.
+pub const DISCOVERY_QUEUE: usize = 256;
