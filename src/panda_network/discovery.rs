@@ -12,6 +12,7 @@ use super::Node;
 use super::events::{Events, NetworkEvent};
 use crate::address::{AddressError, PeerAddress};
 use crate::connections::{ConnectionHandler, PeerChange};
+use crate::discovery::lan::LanStats;
 use crate::discovery::policy::{LOOK_INTERVAL, Policy, Refusal, Step};
 use crate::discovery::{DiscoveryOptions, Finds, Found, NodeView, Source, lan};
 use crate::documents::{Documents, Learned};
@@ -30,11 +31,12 @@ pub(super) struct Discovery {
     /// Counts what finders want to hear of: documents and addresses that change.
     pub changes: watch::Sender<u64>,
     pub events: Arc<Events>,
+    pub lan: LanStats,
 }
 
 impl Discovery {
     pub fn new(options: DiscoveryOptions, events: Arc<Events>) -> Self {
-        Self { policy: Mutex::new(Policy::new(options)), changes: watch::Sender::new(0), events }
+        Self { policy: Mutex::new(Policy::new(options)), changes: watch::Sender::new(0), events, lan: LanStats::default() }
     }
 
     /// The open documents or the addresses of this node are others now.
@@ -91,8 +93,8 @@ pub(super) fn look_in_lan(node: &Arc<Node>, tasks: &mut JoinSet<()>, network: &d
     match network.lan_board() {
         Ok(board) => {
             let (view, random) = (Arc::new(View(Arc::downgrade(node))), ChaCha20Rng::from_seed(node.random_bytes()));
-            let node_id = node.identity.peer_id();
-            tasks.spawn(lan::run(node_id, view, board, finds, node.clock.clone(), random));
+            let (node_id, stats) = (node.identity.peer_id(), node.discovery.lan.clone());
+            tasks.spawn(lan::run(node_id, view, board, finds, stats, node.clock.clone(), random));
         }
         Err(error) => tracing::warn!(%error, "peers in the local network are not looked for"),
     }

@@ -29,6 +29,7 @@ pub use options::PandaNetworkOptions;
 use crate::address::{AddressError, DocumentTicket, PeerAddress};
 use crate::clock::Clock;
 use crate::connections::Connections;
+use crate::discovery::lan::LanCounters;
 use crate::discovery::{Finds, Found, Source};
 use crate::documents::{Documents, OpenDocument};
 use crate::identity::Identity;
@@ -295,6 +296,11 @@ impl PandaNetwork {
     /// What happens to peers from now on: who is found and how, who is connected, who is gone.
     pub fn events(&self) -> NetworkEvents {
         self.node.discovery.events.subscribe()
+    }
+
+    /// What was heard in the local network, true or not; all 0 when nobody listens there.
+    pub fn lan_counters(&self) -> LanCounters {
+        self.node.discovery.lan.counters()
     }
 
     /// The connections there are.

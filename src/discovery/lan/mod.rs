@@ -6,7 +6,7 @@
 //! record decides who is dialled, and TLS proves who answers.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rand_chacha::ChaCha20Rng;
 use tokio::time::{Instant, sleep_until};
@@ -24,12 +24,28 @@ use crate::ids::{DocumentId, PeerId};
 use crate::net::LanBoard;
 use crate::store::DocumentRecord;
 
+/// What a finder counted so far. Clones are handles.
+#[derive(Debug, Clone, Default)]
+pub struct LanStats(Arc<Mutex<LanCounters>>);
+
+impl LanStats {
+    /// The counters now.
+    pub fn counters(&self) -> LanCounters {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, counters: LanCounters) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+    }
+}
+
 /// Announces the node and looks for its peers until one of `view`, `finds` and `board` is gone.
 pub async fn run(
     node: PeerId,
     view: Arc<dyn NodeView>,
     mut board: Box<dyn LanBoard>,
     finds: Finds,
+    stats: LanStats,
     clock: Clock,
     mut random: ChaCha20Rng,
 ) {
@@ -68,6 +84,7 @@ pub async fn run(
                 return;
             }
         }
+        stats.set(watcher.counters());
     }
 }
 
