@@ -49,9 +49,11 @@ async fn node_with(
     set: impl FnOnce(PandaNetworkOptions) -> PandaNetworkOptions,
 ) -> Node {
     let directory = tempfile::tempdir().unwrap();
-    let options = PandaNetworkOptions::new(directory.path())
-        .with_durability(Durability::Process)
-        .with_simulation(host, 4000, sim.derive_seed(name));
+    let options = PandaNetworkOptions::new(directory.path()).with_durability(Durability::Process).with_simulation(
+        host,
+        4000,
+        sim.derive_seed(name),
+    );
     let network = PandaNetwork::start(set(options)).await.unwrap();
     Node { events: network.events(), network, _directory: directory }
 }
@@ -206,6 +208,24 @@ fn closing_a_document_ends_looking_for_its_peers_and_opening_it_again_finds_them
         sleep(Duration::from_secs(120)).await;
         bob.event(|event| matches!(event, NetworkEvent::PeerDisconnected { .. })).await;
         bob.network.open(ticket).await.unwrap();
+        bob.connected(alice.id()).await;
+    });
+}
+
+#[test]
+fn offline_on_purpose_a_node_announces_nothing() {
+    sim::run(seed(), |sim| async move {
+        let network = SimNetwork::new(sim.options());
+        let here = home(&network, 1);
+        let alice = node(&sim, &host(&here, 2), "alice", lan()).await;
+        let mut bob = node(&sim, &host(&here, 3), "bob", lan()).await;
+        let document = alice.network.create().await.unwrap();
+        alice.network.set_connected(false).await;
+        sleep(Duration::from_secs(10)).await;
+        bob.network.open(bare_ticket(&document).await).await.unwrap();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(bob.network.lan_counters().found, 0);
+        alice.network.set_connected(true).await;
         bob.connected(alice.id()).await;
     });
 }

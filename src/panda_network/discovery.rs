@@ -18,6 +18,7 @@ use crate::discovery::{DiscoveryOptions, Finds, Found, NodeView, Source, lan};
 use crate::documents::{Documents, Learned};
 use crate::ids::{DocumentId, PeerId};
 use crate::net::HostNetwork;
+use crate::network_interface::ConnectionState;
 use crate::rendezvous::doorkeeper::{Doorkeeper, Proof};
 use crate::store::DocumentRecord;
 use crate::transport::{BoxFuture, Connection};
@@ -36,7 +37,12 @@ pub(super) struct Discovery {
 
 impl Discovery {
     pub fn new(options: DiscoveryOptions, events: Arc<Events>) -> Self {
-        Self { policy: Mutex::new(Policy::new(options)), changes: watch::Sender::new(0), events, lan: LanStats::default() }
+        Self {
+            policy: Mutex::new(Policy::new(options)),
+            changes: watch::Sender::new(0),
+            events,
+            lan: LanStats::default(),
+        }
     }
 
     /// The open documents or the addresses of this node are others now.
@@ -111,9 +117,10 @@ pub(super) async fn take_finds(
     loop {
         let found = tokio::select! {
             biased;
-            Some((document, peer)) = learned.recv() => Some(Found { peer, document, source: Source::Peer }),
-            Some(found) = finds.recv() => Some(found),
             _ = look.tick() => None,
+            Some(found) = finds.recv() => Some(found),
+            // Last, since a peer may tell of as many others as it likes.
+            Some((document, peer)) = learned.recv() => Some(Found { peer, document, source: Source::Peer }),
         };
         let Some(node) = node.upgrade() else { return };
         match found {
@@ -176,11 +183,13 @@ impl Doorkeeper for Admission {
 
 /// The node as finders see it.
 #[derive(Debug)]
-pub(super) struct View(Weak<Node>);
+pub(super) struct View(pub Weak<Node>);
 
 impl NodeView for View {
+    /// Offline on purpose, nothing is announced and nobody looked for.
     fn documents(&self) -> Vec<DocumentRecord> {
-        let Some(node) = self.0.upgrade() else { return Vec::new() };
+        let online = |node: &Arc<Node>| *node.connections.watch_state().borrow() != ConnectionState::Offline;
+        let Some(node) = self.0.upgrade().filter(online) else { return Vec::new() };
         node.documents.all().iter().map(|document| document.record().clone()).collect()
     }
 

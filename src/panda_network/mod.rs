@@ -271,9 +271,12 @@ impl PandaNetwork {
             self.node.connections.set_online(true);
         } else {
             self.node.connections.set_online(false);
+            // Withdrawn before the others are told goodbye.
+            self.node.discovery.on_change();
             self.node.documents.set_goodbye(true);
             self.node.connections.close_all(GOODBYE_DEADLINE).await;
         }
+        self.node.discovery.on_change();
     }
 
     /// Whether anybody is connected, now and later; ends with the node.

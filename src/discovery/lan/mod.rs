@@ -74,7 +74,8 @@ pub async fn run(
         if let Some(turn) = announcer.on_timeout(Instant::now()) {
             let Some(address) = view.address() else { return };
             let turn: Vec<_> = documents.iter().filter(|record| turn.contains(&record.document)).cloned().collect();
-            let sealed = address.ok().filter(|_| !turn.is_empty()).and_then(|own| notice::seal(&own, &turn, &mut random));
+            let sealed =
+                address.ok().filter(|_| !turn.is_empty()).and_then(|own| notice::seal(&own, &turn, &mut random));
             tracing::debug!(documents = turn.len(), announced = sealed.is_some(), "local network");
             board.post(sealed);
         }
