@@ -13,8 +13,8 @@ use panda_network::sim::{self, NatOptions, Sim, SimHost, SimNetwork, SimSite};
 use panda_network::store::DocumentRecord;
 use panda_network::transport::{PathKind, TransportKind};
 use panda_network::{
-    DiscoveryOptions, Document, DocumentId, DocumentKey, DocumentTicket, Durability, NetworkEvent, NetworkEvents,
-    PandaNetwork, PandaNetworkOptions, PeerAddress, PeerId,
+    ConnectionState, DiscoveryOptions, Document, DocumentId, DocumentKey, DocumentTicket, Durability, NetworkEvent,
+    NetworkEvents, PandaNetwork, PandaNetworkOptions, PeerAddress, PeerId,
 };
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -203,11 +203,18 @@ fn closing_a_document_ends_looking_for_its_peers_and_opening_it_again_finds_them
         let ticket = bare_ticket(&document).await;
         bob.network.open(ticket.clone()).await.unwrap();
         bob.connected(alice.id()).await;
-        bob.network.close(document.id()).await.unwrap();
-        // A connection that nobody needs is closed after four heartbeats.
-        sleep(Duration::from_secs(120)).await;
+        for node in [&alice, &bob] {
+            node.network.close(document.id()).await.unwrap();
+        }
+        // A connection that nobody needs is closed after four heartbeats, and nobody dials again.
+        sleep(Duration::from_secs(600)).await;
+        for node in [&alice, &bob] {
+            assert_eq!(*node.network.connection_state().borrow(), ConnectionState::Idle);
+        }
+        for node in [&alice, &bob] {
+            node.network.open(ticket.clone()).await.unwrap();
+        }
         bob.event(|event| matches!(event, NetworkEvent::PeerDisconnected { .. })).await;
-        bob.network.open(ticket).await.unwrap();
         bob.connected(alice.id()).await;
     });
 }

@@ -4,8 +4,8 @@
 //! record, cut into strings; the SRV record says nothing: its port would be a name that stays. `mdns-sd` does the rest, on a
 //! thread and sockets of its own (UDP port 5353, shared with other programs).
 //!
-//! That library keeps what it hears for as long as others say, without a bound of its own. So its size is looked at every
-//! second, and when there is too much of it, it is stopped, and starts anew after [`QUIET`]: whoever floods a network can
+//! That library keeps what it hears for as long as others say, without a bound of its own. So its size is looked at every two
+//! seconds, and when there is too much of it, it is stopped, and starts anew after [`QUIET`]: whoever floods a network can
 //! keep us from finding peers there, and no more.
 
 use std::task::{Context, Poll};
@@ -32,7 +32,7 @@ const STRING_BYTES: usize = 250;
 /// Strings that hold the largest notice.
 const STRINGS: usize = LAN_NOTICE_MAX_BYTES.div_ceil(STRING_BYTES);
 /// How often it is looked how much the library keeps.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long this machine hears and says nothing after a flood, or when multicast DNS cannot be used.
 const QUIET: Duration = Duration::from_secs(60);
 
