@@ -5,7 +5,7 @@
 //! thread and sockets of its own (UDP port 5353, shared with other programs).
 //!
 //! That library keeps what it hears for as long as others say, without a bound of its own. So its size is looked at every two
-//! seconds, and when there is too much of it, it is stopped, and starts anew after [`QUIET`]: whoever floods a network can
+//! seconds, and when there is too much of it, it is stopped, and starts anew after a minute: whoever floods a network can
 //! keep us from finding peers there, and no more.
 
 use std::task::{Context, Poll};
