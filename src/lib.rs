@@ -41,7 +41,7 @@
 //! | floor | | modules |
 //! |---|---|---|
 //! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
-//! | 4 | services | [`documents`], [`connections`], [`doctor`], `relay` |
+//! | 4 | services | [`documents`], [`connections`], [`discovery`], [`doctor`], `relay` |
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
 //! | 2 | pure protocol machines | [`nat`], [`rendezvous`], [`sync`] |
 //! | 1 | ports | [`net`], [`network_interface`], [`store`], [`transport`] |
@@ -63,6 +63,7 @@ pub mod backoff;
 pub mod cbor;
 pub mod clock;
 pub mod connections;
+pub mod discovery;
 pub mod doctor;
 pub mod documents;
 pub mod error;
@@ -89,14 +90,16 @@ pub mod transport;
 pub mod transports;
 pub mod watch;
 
-pub use address::{DocumentTicket, PeerAddress};
+pub use address::{Capabilities, DocumentTicket, PeerAddress};
 pub use backoff::ReconnectionPolicy;
+pub use discovery::DiscoveryOptions;
 pub use documents::{DocumentEvent, DocumentStatus, PeerProgress, PresenceChange, Receipt, StartFrom, Subscription};
 pub use ids::{DocumentId, DocumentKey, OperationId, PeerId};
 pub use network_interface::{ConnectionState, NetworkError, NetworkInterface, NetworkMessage};
 pub use operation::Operation;
 pub use panda_network::{
-    Document, InMemoryHub, InMemoryNetwork, PandaError, PandaNetwork, PandaNetworkOptions, Presence,
+    Document, EventsMissed, InMemoryHub, InMemoryNetwork, NetworkEvent, NetworkEvents, PandaError, PandaNetwork,
+    PandaNetworkOptions, Presence,
 };
 pub use store::{Durability, StoredOperation};
 

@@ -12,6 +12,8 @@
 mod helper;
 #[path = "netns/ipv6.rs"]
 mod ipv6;
+#[path = "netns/lan.rs"]
+mod lan;
 #[path = "netns/link.rs"]
 mod link;
 #[path = "netns/mapped.rs"]
@@ -62,7 +64,8 @@ fn main() -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(SCENES_AT_ONCE);
-    let trials = [scenes::trials(), nodes::trials(), mapped::trials(), ipv6::trials()].into_iter().flatten().collect();
+    let trials = [scenes::trials(), nodes::trials(), lan::trials(), mapped::trials(), ipv6::trials()];
+    let trials = trials.into_iter().flatten().collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     name_the_slowest();
     conclusion.exit_code()

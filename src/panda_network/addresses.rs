@@ -50,6 +50,7 @@ pub(super) async fn follow(node: Weak<Node>) {
                 if let Ok(address) = node.address() {
                     node.documents.set_address(address);
                 }
+                node.discovery.on_change();
                 node.connections.retry_now();
             }
         }
