@@ -131,6 +131,11 @@ impl PeerAddress {
         self.timestamp_us
     }
 
+    /// Whether strangers may hear of it, and ask it what they share.
+    pub fn is_findable(&self) -> bool {
+        false
+    }
+
     /// The record as bytes, for the store and the wire.
     pub fn encode(&self) -> Vec<u8> {
         encode_cbor(&self.to_wire())

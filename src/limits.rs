@@ -105,6 +105,20 @@ pub const PEERS_PER_SESSION: usize = 4096;
 /// Peers known per node. More: the oldest that shares no document is forgotten.
 pub const MAX_KNOWN_PEERS: usize = 4096;
 
+/// Strangers in the address book: peers that share no document with this node. More: who was never met goes first, then who
+/// was not heard of for longest.
+pub const BOOK_MAX_STRANGERS: usize = 1024;
+
+/// Attempts in vain at a peer before it counts as stale: it is not tried for discovery, and others do not hear of it.
+pub const BOOK_STALE_FAILURES: u32 = 8;
+
+/// How far in the future a peer may have signed its record, by our clock. Further: not kept, for it would win over all
+/// that the peer signs later. Generous, because clocks of laptops are wrong by hours.
+pub const RECORD_CLOCK_SKEW: Duration = Duration::from_secs(24 * 3600);
+
+/// Age of a stranger's record, by when it was signed and when it was heard. Older: not kept. Who is there signs new ones.
+pub const STRANGER_RECORD_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// Connections at once, both directions. More: incoming ones are refused.
 pub const MAX_CONNECTIONS: usize = 1024;
 

@@ -35,7 +35,7 @@ use crate::limits::CONNECT_DEADLINE;
 use crate::network_interface::ConnectionState;
 use crate::rendezvous::address::RelayAddress;
 use crate::storage::{SqliteStore, StorageOptions};
-use crate::store::{DocumentRecord, Store, StoreError};
+use crate::store::{DocumentRecord, Heard, Store, StoreError};
 use crate::sync::hello::PROTOCOL_VERSIONS;
 use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, PathReport, Transport, TransportStats};
 use crate::transports::quic::{QuicTransport, SocketStats};
@@ -201,7 +201,7 @@ impl PandaNetwork {
         let document = self.open_record(record).await?;
         self.add_relays(ticket.relays());
         for peer in ticket.peers() {
-            document.open.remember_peer(peer.clone()).await?;
+            document.open.remember_peer(peer.clone(), Heard::FromOthers).await?;
             self.node.connections.add_peer(peer.clone());
         }
         Ok(document)
