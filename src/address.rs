@@ -67,12 +67,62 @@ pub enum TransportKind {
     Quic,
 }
 
+/// What a peer can do, in its own words: a set of 64 flags. Flags that this version does not know are kept, since they are
+/// under the signature, and mean nothing here.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Capabilities(u64);
+
+impl Capabilities {
+    /// Takes connections by QUIC, at its addresses and through its relays.
+    pub const QUIC: Self = Self(1);
+    /// Takes datagrams on a connection: presence.
+    pub const DATAGRAMS: Self = Self(1 << 1);
+    /// Answers who asks which documents they share (confidential discovery), and may be named to others for that.
+    pub const DISCOVERY: Self = Self(1 << 2);
+    /// What every node of this version can do.
+    pub const NODE: Self = Self(Self::QUIC.0 | Self::DATAGRAMS.0);
+
+    /// A set from its bits.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The bits, those that are not known here among them.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// This set and the flags of another.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all flags of the other set are in this one.
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether the sets have a flag in common.
+    pub fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+impl std::fmt::Debug for Capabilities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Capabilities({:#b})", self.0)
+    }
+}
+
 /// Where a peer says it can be reached, with its signature. The newest timestamp wins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerAddress {
     peer_id: PeerId,
     addresses: Vec<(TransportKind, SocketAddr)>,
     relays: Vec<String>,
+    capabilities: Capabilities,
     timestamp_us: u64,
     signature: [u8; 64],
 }
@@ -83,12 +133,14 @@ struct AddressWire(
     serde_bytes::ByteArray<32>,
     Vec<(TransportKind, SocketAddr)>,
     Vec<String>,
+    Capabilities,
     u64,
     serde_bytes::ByteArray<64>,
 );
 
 impl PeerAddress {
-    /// Signs a record about this node itself: its addresses, and the relays where it can be found.
+    /// Signs a record about this node itself: its addresses, and the relays where it can be found. It can do what every node
+    /// can ([`Capabilities::NODE`]).
     ///
     /// # Errors
     /// [`AddressError`] with more than 20 addresses or 4 relays, or a relay of more than 320 bytes.
@@ -98,12 +150,26 @@ impl PeerAddress {
         relays: Vec<String>,
         timestamp_us: u64,
     ) -> Result<Self, AddressError> {
+        Self::sign_capable(identity, addresses, relays, Capabilities::NODE, timestamp_us)
+    }
+
+    /// As [`sign`](Self::sign), for a node that can do more or less.
+    ///
+    /// # Errors
+    /// As [`sign`](Self::sign).
+    pub fn sign_capable(
+        identity: &Identity,
+        addresses: Vec<(TransportKind, SocketAddr)>,
+        relays: Vec<String>,
+        capabilities: Capabilities,
+        timestamp_us: u64,
+    ) -> Result<Self, AddressError> {
         check_count("addresses", addresses.len(), PEER_ADDRESS_MAX_ADDRESSES)?;
         check_relays(&relays)?;
         let peer_id = identity.peer_id();
-        let signed = signing_bytes(&peer_id, &addresses, &relays, timestamp_us);
-        let signature = identity.signing_key().sign(&signed).to_bytes();
-        Ok(Self { peer_id, addresses, relays, timestamp_us, signature })
+        let mut record = Self { peer_id, addresses, relays, capabilities, timestamp_us, signature: [0; 64] };
+        record.signature = identity.signing_key().sign(&record.signing_bytes()).to_bytes();
+        Ok(record)
     }
 
     /// Whom it speaks of.
@@ -124,6 +190,11 @@ impl PeerAddress {
     /// The relays where the peer can be found, `host:port#key`, best first.
     pub fn relays(&self) -> &[String] {
         &self.relays
+    }
+
+    /// What the peer can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.capabilities
     }
 
     /// When the peer signed it, in µs since the Unix epoch by its own clock.
@@ -154,21 +225,30 @@ impl PeerAddress {
             (*self.peer_id.as_bytes()).into(),
             self.addresses.clone(),
             self.relays.clone(),
+            self.capabilities,
             self.timestamp_us,
             self.signature.into(),
         )
     }
 
     fn from_wire(wire: AddressWire) -> Result<Self, AddressError> {
-        let AddressWire(peer_id, addresses, relays, timestamp_us, signature) = wire;
+        let AddressWire(peer_id, addresses, relays, capabilities, timestamp_us, signature) = wire;
         check_count("addresses", addresses.len(), PEER_ADDRESS_MAX_ADDRESSES)?;
         check_relays(&relays)?;
         let peer_id = PeerId::from_bytes(&peer_id).map_err(|_| AddressError::Damaged("not a peer id"))?;
-        let signed = signing_bytes(&peer_id, &addresses, &relays, timestamp_us);
-        if !peer_id.verifies(&signed, &signature) {
-            return Err(AddressError::WrongSignature(peer_id));
+        let record = Self { peer_id, addresses, relays, capabilities, timestamp_us, signature: *signature };
+        match peer_id.verifies(&record.signing_bytes(), &signature) {
+            true => Ok(record),
+            false => Err(AddressError::WrongSignature(peer_id)),
         }
-        Ok(Self { peer_id, addresses, relays, timestamp_us, signature: *signature })
+    }
+
+    fn signing_bytes(&self) -> Vec<u8> {
+        let Self { peer_id, addresses, relays, capabilities, timestamp_us, signature: _ } = self;
+        let mut bytes = ADDRESS_CONTEXT.to_vec();
+        let peer_id = serde_bytes::Bytes::new(peer_id.as_bytes());
+        bytes.extend(encode_cbor(&(peer_id, addresses, relays, capabilities, timestamp_us)));
+        bytes
     }
 }
 
@@ -301,17 +381,6 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     sum
 }
 
-fn signing_bytes(
-    peer_id: &PeerId,
-    addresses: &[(TransportKind, SocketAddr)],
-    relays: &[String],
-    timestamp_us: u64,
-) -> Vec<u8> {
-    let mut bytes = ADDRESS_CONTEXT.to_vec();
-    bytes.extend(encode_cbor(&(serde_bytes::Bytes::new(peer_id.as_bytes()), addresses, relays, timestamp_us)));
-    bytes
-}
-
 fn encode_cbor(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::new();
     // Writing our own records to a Vec cannot fail.
@@ -370,6 +439,21 @@ mod tests {
         let mut address = PeerAddress::sign(&mallory, Vec::new(), Vec::new(), 5).unwrap();
         address.peer_id = Identity::from_seed(&[1; 32]).peer_id();
         assert!(matches!(PeerAddress::decode(&address.encode()), Err(AddressError::WrongSignature(_))));
+    }
+
+    #[test]
+    fn capabilities_are_signed_and_those_of_later_versions_are_kept() {
+        let alice = Identity::from_seed(&[1; 32]);
+        let later = Capabilities::NODE.with(Capabilities::from_bits(1 << 63));
+        let address = PeerAddress::sign_capable(&alice, Vec::new(), Vec::new(), later, 5).unwrap();
+        let read = PeerAddress::decode(&address.encode()).unwrap();
+        assert_eq!(read.capabilities(), later);
+        assert!(read.capabilities().contains(Capabilities::QUIC));
+        assert!(!read.capabilities().contains(Capabilities::QUIC.with(Capabilities::DISCOVERY)));
+        assert!(read.capabilities().intersects(Capabilities::QUIC.with(Capabilities::DISCOVERY)));
+        let mut more = address;
+        more.capabilities = later.with(Capabilities::DISCOVERY);
+        assert!(matches!(PeerAddress::decode(&more.encode()), Err(AddressError::WrongSignature(_))));
     }
 
     #[test]

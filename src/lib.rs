@@ -90,7 +90,7 @@ pub mod transport;
 pub mod transports;
 pub mod watch;
 
-pub use address::{DocumentTicket, PeerAddress};
+pub use address::{Capabilities, DocumentTicket, PeerAddress};
 pub use backoff::ReconnectionPolicy;
 pub use documents::{DocumentEvent, DocumentStatus, PeerProgress, PresenceChange, Receipt, StartFrom, Subscription};
 pub use ids::{DocumentId, DocumentKey, OperationId, PeerId};
