@@ -204,7 +204,7 @@ impl PeerAddress {
 
     /// Whether strangers may hear of it, and ask it what they share.
     pub fn is_findable(&self) -> bool {
-        false
+        self.capabilities.contains(Capabilities::DISCOVERY)
     }
 
     /// The record as bytes, for the store and the wire.

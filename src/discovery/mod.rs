@@ -8,6 +8,11 @@
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
+mod run;
+pub mod topics;
+pub mod walk;
+mod wire;
+
 use crate::address::{AddressError, PeerAddress};
 use crate::ids::DocumentId;
 use crate::limits::DISCOVERY_QUEUE;

@@ -319,6 +319,10 @@ async fn route(
             }
             None => refuse(&mut send, &mut receive, CloseReason::UnknownDocument),
         },
+        Ok(StreamOpen::Discovery) => match link.registry.discovery.get() {
+            Some(discovery) => discovery.serve(Arc::clone(&link.connection), (send, receive)),
+            None => refuse(&mut send, &mut receive, CloseReason::NotOffered),
+        },
         Ok(StreamOpen::Control) => {
             refuse(&mut send, &mut receive, CloseReason::BadFrame);
             return Err(SessionError::Misbehaved("a second control stream"));

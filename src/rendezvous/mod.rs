@@ -1,12 +1,14 @@
 //! How peers find each other through a relay that they do not have to trust with more than their addresses.
 //!
 //! Pure: [`address`] is how a relay is written down, [`wire`] what a node and a relay say to each other on one TLS stream,
+//! [`record`] where a peer can be met,
 //! [`forward`] how datagrams travel through a relay's UDP port, [`signal`] what two peers tell each other through it, and
 //! [`seal`] how they keep that from the relay. Not here: the relay itself (`relay/`), and the node's session with it.
 
 pub mod address;
 pub mod doorkeeper;
 pub mod forward;
+pub mod record;
 pub mod seal;
 pub mod signal;
 pub mod wire;

@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::checker::Checker;
 use super::{Traversal, Word, lock};
 use crate::ids::PeerId;
+use crate::limits::RELAYS_PER_DIAL;
 use crate::nat::check::Side;
 use crate::nat::path::Path;
 use crate::nat::path_selection::{PathEvent, PathSelection};
@@ -79,13 +81,28 @@ impl Meeting {
         }
     }
 
-    /// Looks for paths to a peer through these relays until it is dropped.
-    pub(crate) async fn run(&self, peer: PeerId, relays: Vec<RelayAddress>) {
-        let meetings = relays.into_iter().map(|relay| self.run_at(peer, relay));
-        futures_join(meetings).await;
+    /// Looks for paths to a peer through these relays, and those that it moved to, until it is dropped.
+    pub(crate) async fn run(&self, peer: PeerId, mut relays: Vec<RelayAddress>) {
+        let (moved, mut more) = mpsc::channel(RELAYS_PER_DIAL);
+        let run_at = |relay: &RelayAddress| Box::pin(self.run_at(peer, relay.clone(), moved.clone()));
+        let mut running: Vec<_> = relays.iter().map(run_at).collect();
+        // Polls all of them, in order, for as long as this is polled.
+        std::future::poll_fn(|context| {
+            while let Poll::Ready(Some(relay)) = more.poll_recv(context) {
+                let relay: RelayAddress = relay;
+                let known = relays.iter().any(|known| known.server == relay.server);
+                if !known && relays.len() < RELAYS_PER_DIAL {
+                    running.push(run_at(&relay));
+                    relays.push(relay);
+                }
+            }
+            running.retain_mut(|meeting| meeting.as_mut().poll(context).is_pending());
+            Poll::<()>::Pending
+        })
+        .await;
     }
 
-    async fn run_at(&self, peer: PeerId, relay: RelayAddress) {
+    async fn run_at(&self, peer: PeerId, relay: RelayAddress, moved: mpsc::Sender<RelayAddress>) {
         let traversal = &self.traversal;
         if !traversal.add_relay(relay.clone()) {
             return;
@@ -116,8 +133,12 @@ impl Meeting {
                         }
                     }
                     Word::Punch(after) => checker.punch(after),
-                    // It may come, or change its mind, while the dial lasts.
-                    Word::Signal(Signal::Refused { .. } | Signal::Offer { .. }) | Word::NotHere => {}
+                    // It may come while the dial lasts, or be at other relays by now.
+                    Word::NotHere => _ = traversal.say(&relay, NodeFrame::Lookup { peer }),
+                    // Full: as many as will be asked.
+                    Word::Moved(relays) => relays.into_iter().for_each(|relay| _ = moved.try_send(relay)),
+                    // It may change its mind.
+                    Word::Signal(Signal::Refused { .. } | Signal::Offer { .. }) => {}
                 },
                 Ok(()) = flows.changed() => if let Some(path) = traversal.flows_to(&peer).get(&relay) {
                     traversal.announce(*path);
@@ -199,7 +220,7 @@ pub(super) async fn answer(
                 Some(word) = heard.recv() => match word {
                     Word::Signal(Signal::Candidates { candidates, .. }) => checker.add_candidates(&candidates),
                     Word::Punch(after) => checker.punch(after),
-                    Word::Signal(_) | Word::NotHere => {}
+                    Word::Signal(_) | Word::NotHere | Word::Moved(_) => {}
                 },
                 Ok(()) = flows.changed() => if let Some(path) = traversal.flows_to(&peer).get(&relay) {
                     traversal.announce(*path);
@@ -217,15 +238,4 @@ pub(super) async fn answer(
     };
     // Over: the connection has paths of its own by now, or there is none.
     let _: Result<(), _> = timeout(ANSWERING, meeting).await;
-}
-
-/// Polls all of them, in order, for as long as this is polled.
-async fn futures_join(meetings: impl Iterator<Item = impl Future<Output = ()>>) {
-    let mut running: Vec<_> = meetings.map(Box::pin).collect();
-    std::future::poll_fn(|context| {
-        running.retain_mut(|meeting| meeting.as_mut().poll(context).is_pending());
-        if running.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    sleep(Duration::MAX).await;
 }

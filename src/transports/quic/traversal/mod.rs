@@ -73,6 +73,8 @@ enum Word {
     Punch(Duration),
     /// The peer has no session with that relay, or too many wait for it.
     NotHere,
+    /// By its own word, the peer can be met at these relays.
+    Moved(Vec<RelayAddress>),
 }
 
 /// Shared by all tasks of the traversal.
@@ -99,6 +101,8 @@ pub(super) struct Traversal {
     public: AtomicBool,
     network_changed: Notify,
     port_mapping: PortMapping,
+    /// What relays keep for whoever asks for this node.
+    record: Mutex<Option<Bytes>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -135,6 +139,7 @@ impl Traversal {
             public: AtomicBool::new(false),
             network_changed: Notify::new(),
             port_mapping: PortMapping::new(enabled),
+            record: Mutex::default(),
             tasks: Mutex::default(),
             paths,
         });
@@ -186,6 +191,15 @@ impl Traversal {
         );
         relays.insert(relay, client);
         true
+    }
+
+    /// Has the relays that are used keep where else this node can be met: now, and those that come up later.
+    pub(super) fn publish(&self, record: Bytes) {
+        *lock(&self.record) = Some(record.clone());
+        for client in lock(&self.relays).values() {
+            // Not up: it gets the record with its welcome.
+            client.say(NodeFrame::Publish { record: record.clone() });
+        }
     }
 
     /// The relays that sessions are kept with, and how those are.
