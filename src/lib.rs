@@ -92,12 +92,14 @@ pub mod watch;
 
 pub use address::{Capabilities, DocumentTicket, PeerAddress};
 pub use backoff::ReconnectionPolicy;
+pub use discovery::DiscoveryOptions;
 pub use documents::{DocumentEvent, DocumentStatus, PeerProgress, PresenceChange, Receipt, StartFrom, Subscription};
 pub use ids::{DocumentId, DocumentKey, OperationId, PeerId};
 pub use network_interface::{ConnectionState, NetworkError, NetworkInterface, NetworkMessage};
 pub use operation::Operation;
 pub use panda_network::{
-    Document, InMemoryHub, InMemoryNetwork, PandaError, PandaNetwork, PandaNetworkOptions, Presence,
+    Document, EventsMissed, InMemoryHub, InMemoryNetwork, NetworkEvent, NetworkEvents, PandaError, PandaNetwork,
+    PandaNetworkOptions, Presence,
 };
 pub use store::{Durability, StoredOperation};
 

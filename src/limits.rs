@@ -379,3 +379,37 @@ pub const OFFERS_REMEMBERED: usize = 4096;
 
 /// Peers that finders found and nobody has looked at yet. Full: finders wait, or find them again later.
 pub const DISCOVERY_QUEUE: usize = 256;
+
+/// Discovered peers that are kept connected for one document. More: they wait until one of the others is not reached.
+pub const DISCOVERED_PEERS_PER_DOCUMENT: usize = 64;
+
+/// Discovered peers that are kept connected in all. More: as above.
+pub const DISCOVERED_PEERS: usize = 256;
+
+/// Discovered peers that wait for a place. More: who waited longest is left out, until it is found again.
+pub const DISCOVERED_WAITING: usize = 1024;
+
+/// Documents that one notice in the local network is for. More: they take turns, a minute each, newly opened ones first.
+pub const LAN_SLOTS: usize = 8;
+
+/// Largest notice in the local network, in bytes. Larger: not made, and dropped before anything is computed.
+pub const LAN_NOTICE_MAX_BYTES: usize = 3072;
+
+/// Notices of others that are remembered, to know them again and to try them with documents that are opened later. More:
+/// the oldest is forgotten, and counts as new when it is heard again.
+pub const LAN_NOTICES: usize = 512;
+
+/// Keys of documents that are tried on notices per second; opening a record counts as 256. More: notices wait, and when as
+/// many wait as are remembered, the oldest is dropped.
+pub const LAN_TRIALS_PER_SECOND: u32 = 20_000;
+
+/// How far the time at which a peer signed its record may be from ours, back or ahead, for a record from the local network.
+/// Further: ignored. Generous, since clocks of laptops are wrong by hours; nodes sign anew every quarter of an hour.
+pub const LAN_RECORD_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Names that the multicast DNS of this machine may hold for us at once: it keeps what it hears for as long as others say.
+/// More: it is stopped for a minute and starts anew.
+pub const LAN_CACHED_NAMES: i64 = 2048;
+
+/// Notices from the local network that nobody has looked at yet. More: dropped.
+pub const LAN_HEARD_QUEUE: usize = 256;

@@ -39,6 +39,25 @@ pub trait HostNetwork: Send + Sync + Debug {
     fn gateways(&self) -> Vec<Gateway> {
         Vec::new()
     }
+
+    /// A board in the local networks, for notices to everybody there. Default: there is none.
+    ///
+    /// # Errors
+    /// The environment's: `Unsupported` where there is none.
+    fn lan_board(&self) -> io::Result<Box<dyn LanBoard>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Where machines of one network post notices for whoever is there. Anybody can post anything, as often as they like.
+/// Dropping it takes back what this machine posted.
+pub trait LanBoard: Send + Debug {
+    /// Puts a notice of at most `limits::LAN_NOTICE_MAX_BYTES` in the place of the last one, under a new name that tells
+    /// nothing; `None` takes it back. Best effort, and at once.
+    fn post(&mut self, notice: Option<Vec<u8>>);
+
+    /// The next notice that was heard, perhaps this machine's own; `None` when the board is gone.
+    fn poll_heard(&mut self, context: &mut Context<'_>) -> Poll<Option<Vec<u8>>>;
 }
 
 /// A router, and the address of ours that it knows. IPv4: it is asked for ports, which IPv6 has no need of.

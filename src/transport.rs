@@ -56,6 +56,8 @@ pub enum CloseReason {
     UnknownDocument = 8,
     /// This side went offline on purpose.
     GoingOffline = 9,
+    /// This side does not connect to the peer, by its own choice.
+    NotWelcome = 10,
     /// The stream is for something that this side does not take part in.
     NotOffered = 11,
 }

@@ -27,10 +27,28 @@ use crate::transport::{
 use crate::watch;
 use peer_machine::new_connection_wins;
 
-/// What is done with a connection for as long as it lives.
+/// What is done with a connection for as long as it lives, and who is let in.
 pub trait ConnectionHandler: Send + Sync {
+    /// Whether a peer that dialled us is welcome. Others are told and closed.
+    fn admits(&self, _peer: &PeerId) -> bool {
+        true
+    }
+
+    /// A peer is connected that was not, or the other way round; for each peer in the order in which it happens. Must return at
+    /// once, and not ask [`Connections`] anything.
+    fn on_change(&self, _change: PeerChange) {}
+
     /// Serves a connection; it counts as the peer's connection until this resolves, and is closed by then.
     fn serve(&self, connection: Arc<dyn Connection>) -> BoxFuture<'static, ()>;
+}
+
+/// What happened to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerChange {
+    /// It is connected now. A newer connection that takes over is no change.
+    Connected(ConnectionInfo),
+    /// It is not connected any more.
+    Disconnected(PeerId),
 }
 
 /// Keeps peers connected. Clones are handles.
@@ -200,6 +218,11 @@ impl Connections {
         self.inner.state.subscribe()
     }
 
+    /// Whether this peer is connected now.
+    pub fn is_connected(&self, peer: &PeerId) -> bool {
+        self.inner.peers().get(peer).is_some_and(|peer| peer.current.is_some())
+    }
+
     /// The connections there are.
     pub fn list(&self) -> Vec<(ConnectionInfo, ConnectionStats)> {
         let peers = self.inner.peers();
@@ -243,6 +266,10 @@ impl Inner {
         if !*self.online.borrow() {
             return connection.close(CloseReason::GoingOffline);
         }
+        if !self.handler.admits(&peer_id) {
+            tracing::debug!(peer = %peer_id.short(), "not welcome");
+            return connection.close(CloseReason::NotWelcome);
+        }
         let mut peers = self.peers();
         let peer = peers.entry(peer_id).or_insert_with(Peer::new);
         if let Some(current) = &peer.current {
@@ -256,8 +283,11 @@ impl Inner {
         peer.connections += 1;
         let number = peer.connections;
         let current = Current { number, connection: Arc::clone(&connection), dialled: info.dialled, since: now };
-        peer.current = Some(current);
+        let news = peer.current.replace(current).is_none();
         peer.connected.send_replace(Some(number));
+        if news {
+            self.handler.on_change(PeerChange::Connected(info.clone()));
+        }
         drop(peers);
         tracing::debug!(peer = %peer_id.short(), dialled = info.dialled, "connected");
         self.refresh_state();
@@ -278,6 +308,7 @@ impl Inner {
             if peer.address.is_none() {
                 peers.remove(&peer_id);
             }
+            self.handler.on_change(PeerChange::Disconnected(peer_id));
         }
         drop(peers);
         tracing::debug!(peer = %peer_id.short(), "disconnected");

@@ -2,16 +2,21 @@
 //!
 //! A **finder** looks for peers in one way (the local network, other peers, relays). It asks a [`NodeView`] what this node
 //! has open, and puts whom it found into [`Finds`]: a signed record, the document, and the [`Source`]. Whoever takes the
-//! other end decides who is connected to. Finders make no connections, and a find is a hint: the key in
+//! other end decides by the [`policy`] who is connected to. Finders make no connections, and a find is a hint: the key in
 //! the record decides who is dialled, and TLS proves who answers.
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
+pub mod lan;
+mod options;
+pub mod policy;
 mod run;
 pub mod topics;
 pub mod walk;
 mod wire;
+
+pub use options::DiscoveryOptions;
 
 use crate::address::{AddressError, PeerAddress};
 use crate::ids::DocumentId;
@@ -71,17 +76,14 @@ impl Finds {
     }
 }
 
-/// What finders see of the node that they work for.
+/// What finders see of the node that they work for. All is empty once it has ended.
 pub trait NodeView: Send + Sync + std::fmt::Debug {
     /// The documents that are open now.
     fn documents(&self) -> Vec<DocumentRecord>;
 
     /// Where this node can be reached now, signed just now.
-    ///
-    /// # Errors
-    /// [`AddressError`] when the record cannot be made.
-    fn address(&self) -> Result<PeerAddress, AddressError>;
+    fn address(&self) -> Option<Result<PeerAddress, AddressError>>;
 
     /// Counts the changes of documents and addresses; ends with the node.
-    fn changes(&self) -> watch::Receiver<u64>;
+    fn changes(&self) -> Option<watch::Receiver<u64>>;
 }

@@ -99,8 +99,9 @@ impl Run {
         let failure = Failure::default();
         let (send, receive) = stream;
         let (send, count) = (Arc::new(AsyncMutex::new(send)), Count::default());
+        let receive = Arc::new(AsyncMutex::new((receive, FrameDecoder::new())));
         let mut tx = Box::pin(sink(Arc::clone(&send), failure.clone(), Arc::clone(&count)));
-        let mut rx = Box::pin(messages(receive, failure.clone(), Arc::clone(&count)));
+        let mut rx = Box::pin(messages(Arc::clone(&receive), failure.clone(), Arc::clone(&count)));
         let result = match asks {
             true => protocol.alice(&mut tx, &mut rx).await,
             false => protocol.bob(&mut tx, &mut rx).await,
@@ -109,6 +110,10 @@ impl Run {
         // p2panda's protocol does not say why its stream failed.
         let result = result.map_err(|error| error.to_string());
         send.lock().await.finish();
+        if asks && result.is_ok() {
+            // The other end says the last word, which is its end: before, the connection must not be closed.
+            receive.lock().await.0.read(1).await?;
+        }
         let mut learnt = Learnt::default();
         (learnt.bytes, learnt.forged) = *lock(&count);
         let found = result.map_err(|error| failure.take().unwrap_or(RunError::Protocol(error)))?;
@@ -161,15 +166,16 @@ fn sink(
 }
 
 fn messages(
-    receive: Box<dyn RecvHalf>,
+    receive: Arc<AsyncMutex<(Box<dyn RecvHalf>, FrameDecoder)>>,
     failure: Failure,
     count: Count,
 ) -> impl futures_util::Stream<Item = Result<Message, ()>> + Send {
-    stream::unfold((receive, FrameDecoder::new()), move |(mut receive, mut decoder)| {
-        let (failure, count) = (failure.clone(), Arc::clone(&count));
+    stream::unfold((), move |()| {
+        let (receive, failure, count) = (Arc::clone(&receive), failure.clone(), Arc::clone(&count));
         async move {
-            let next = next_message(&mut receive, &mut decoder, &count).await;
-            Some((next.map_err(|error| failure.note(error)), (receive, decoder)))
+            let (receive, decoder) = &mut *receive.lock().await;
+            let next = next_message(receive, decoder, &count).await;
+            Some((next.map_err(|error| failure.note(error)), ()))
         }
     })
 }

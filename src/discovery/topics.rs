@@ -156,6 +156,12 @@ impl TopicDiscovery {
     }
 }
 
+/// Whether a connection made way for another one to the same peer.
+fn is_superseded(error: &TransportError) -> bool {
+    let code = CloseReason::Superseded as u64;
+    matches!(error, TransportError::ClosedHere) || *error == TransportError::ClosedByPeer { code }
+}
+
 /// Does not keep discovery alive.
 #[derive(Debug)]
 struct Answers(Weak<Inner>);
@@ -176,7 +182,7 @@ fn refuse((mut send, mut receive): BiStream, reason: CloseReason) {
 
 /// Visits one peer after the other for as long as the node lives.
 async fn walk_on(inner: Arc<Inner>) {
-    let mut changes = inner.parts.node.changes();
+    let Some(mut changes) = inner.parts.node.changes() else { return };
     match inner.parts.store.known_peers(WALK_PEERS).await {
         Ok(known) => {
             let (mut state, now) = (inner.state(), Instant::now());
@@ -238,14 +244,15 @@ impl Inner {
         };
         tracing::debug!(peer = %peer.short(), %error, "a visit failed");
         self.metrics.failed.increment(1);
+        // Refused there, or not tried at all: it says nothing about whether the peer is there.
+        let closed =
+            |error: &TransportError| matches!(error, TransportError::ClosedHere | TransportError::ClosedByPeer { .. });
+        let there = matches!(&error, RunError::Transport(error) if closed(error));
         let given_up = {
             let mut state = self.state();
             state.stats.failed += 1;
-            state.walk.on_failed(&peer, Instant::now())
+            state.walk.on_failed(&peer, there, Instant::now())
         };
-        // Offline, or refused: it says nothing about whether the peer is there.
-        let there =
-            matches!(&error, RunError::Transport(TransportError::ClosedHere | TransportError::ClosedByPeer { .. }));
         if (given_up || !there)
             && let Err(error) = self.parts.store.note_visit(peer, false).await
         {
@@ -259,7 +266,20 @@ impl Inner {
             // Forgotten meanwhile, for want of room.
             return Err(TransportError::ClosedHere.into());
         };
-        let connection = self.parts.visits.visit(known.address).await?;
+        let mut learnt = self.ask(&known.address).await;
+        if let Err(RunError::Transport(error)) = &learnt
+            && is_superseded(error)
+        {
+            // Both dialled each other, and the other connection stayed.
+            learnt = self.ask(&known.address).await;
+        }
+        let learnt = learnt?;
+        self.leave(&peer, &learnt, |state| state.answering.contains(&peer));
+        self.on_learnt(peer, learnt, true).await
+    }
+
+    async fn ask(&self, address: &PeerAddress) -> Result<Learnt, RunError> {
+        let connection = self.parts.visits.visit(address.clone()).await?;
         let asked = async {
             let (mut send, receive) = connection.open_bi(Priority::Low).await?;
             let mut open = Vec::new();
@@ -268,16 +288,20 @@ impl Inner {
             self.run(&*connection, (send, receive), true).await
         };
         let learnt = timeout(DISCOVERY_RUN_DEADLINE, asked).await;
-        let learnt = learnt.unwrap_or(Err(RunError::Timeout(DISCOVERY_RUN_DEADLINE)))?;
-        if learnt.shared.is_empty() {
-            self.parts.visits.leave(&peer);
+        learnt.unwrap_or(Err(RunError::Timeout(DISCOVERY_RUN_DEADLINE)))
+    }
+
+    /// Leaves a peer that shares nothing, unless a run in the other direction is under way.
+    fn leave(&self, peer: &PeerId, learnt: &Learnt, busy: impl FnOnce(&State) -> bool) {
+        if learnt.shared.is_empty() && !busy(&self.state()) {
+            self.parts.visits.leave(peer);
         }
-        self.on_learnt(peer, learnt, true).await
     }
 
     async fn run(&self, connection: &dyn Connection, stream: BiStream, asks: bool) -> Result<Learnt, RunError> {
         let peer = connection.info().peer_id;
-        let own = self.parts.node.address().map_err(|error| RunError::Protocol(error.to_string()))?;
+        let own = self.parts.node.address().ok_or(TransportError::ClosedHere)?;
+        let own = own.map_err(|error| RunError::Protocol(error.to_string()))?;
         let documents = self.parts.node.documents();
         let findable = self.state().walk.sample(DISCOVERY_RECORDS / 2 - 1, &peer);
         let store = Arc::clone(&self.parts.store);
@@ -302,11 +326,10 @@ impl Inner {
             stats.forged += learnt.forged as u64;
             stats.out_of_time += noted.refused as u64;
             stats.found += u64::from(!learnt.shared.is_empty());
-            if own.as_ref().is_some_and(PeerAddress::is_findable) {
-                state.walk.add(peer, false, now);
-            }
+            let asks_back = own.as_ref().is_some_and(PeerAddress::is_findable);
+            let news = asks_back && state.walk.add(peer, false, now);
             let new = named.iter().filter(|peer| noted.new.contains(peer));
-            new.fold(false, |news, peer| state.walk.add(*peer, false, now) || news)
+            new.fold(news, |news, peer| state.walk.add(*peer, false, now) || news)
         };
         self.metrics.runs.increment(1);
         self.metrics.forged.increment(learnt.forged as u64);
@@ -331,11 +354,14 @@ impl Inner {
         self.spawn(async move {
             let answering = Answering(&inner, peer);
             let run = timeout(DISCOVERY_RUN_DEADLINE, inner.run(&*connection, stream, false)).await;
+            drop(answering);
             let learnt = match run.unwrap_or(Err(RunError::Timeout(DISCOVERY_RUN_DEADLINE))) {
-                Ok(learnt) => inner.on_learnt(peer, learnt, false).await,
+                Ok(learnt) => {
+                    inner.leave(&peer, &learnt, |state| state.walk.is_visiting(&peer));
+                    inner.on_learnt(peer, learnt, false).await
+                }
                 Err(error) => Err(error),
             };
-            drop(answering);
             match learnt {
                 Ok(news) => inner.state().walk.on_met(&peer, news, Instant::now()),
                 Err(error) => {
@@ -370,6 +396,7 @@ impl State {
         let room = self.answering.len() < DISCOVERY_RUNS && self.asked.len() < MAX_KNOWN_PEERS;
         let admitted = room && !self.answering.contains(&peer) && !self.asked.contains_key(&peer);
         if admitted {
+            self.walk.on_asked(&peer, now);
             self.asked.insert(peer, now);
             self.answering.insert(peer);
         } else {

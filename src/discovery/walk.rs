@@ -1,7 +1,8 @@
 //! Whom to ask next about shared documents: the pure machine of a random walk over the peers that are known.
 //!
 //! Tell it who is known ([`Walk::add`]), ask it whom to visit ([`Walk::next`], again at [`Walk::poll_timeout`]), and tell it how
-//! that went. Everybody is visited once, soon; then again in random order, at waits that double while nothing new comes of it.
+//! that went. Everybody is visited once, soon; then again in random order, at waits that double while nothing new comes of it:
+//! what is known to one spreads to all by such visits.
 //! Now and then the walk starts over at a peer that the user named, so that it does not stay among friends of friends. It
 //! connects to nobody itself.
 
@@ -23,9 +24,11 @@ const QUICK: Duration = Duration::from_millis(100);
 /// Time between two later first visits.
 const STEADY: Duration = Duration::from_secs(1);
 /// Shortest and longest time between two visits to peers that were visited before.
-const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
-/// A peer is not visited again before.
-const SAME_PEER: Duration = Duration::from_secs(60);
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+/// The wait doubles after as many visits without news as a quarter of the peers, and at least this many.
+const QUIET_VISITS: usize = 6;
+/// Longest time between two attempts at a peer.
+const LONGEST_RETRY: Duration = Duration::from_secs(3600);
 /// How often the walk starts over at a peer that the user named, if there is one.
 const RESTART: f64 = 0.1;
 
@@ -35,6 +38,8 @@ struct Stop {
     bootstrap: bool,
     /// It answered since it was last unknown what it shares.
     visited: bool,
+    /// It answered at some time.
+    met: bool,
     running: bool,
     failures: u32,
     not_before: Instant,
@@ -44,7 +49,8 @@ struct Stop {
 #[derive(Debug)]
 pub struct Walk {
     rng: ChaCha8Rng,
-    retry: ReconnectionPolicy,
+    /// After nobody answered, and after somebody did and said no, or was busy.
+    retry: (ReconnectionPolicy, ReconnectionPolicy),
     stops: BTreeMap<PeerId, Stop>,
     running: usize,
     /// Visits to peers for the first time, so far.
@@ -59,9 +65,8 @@ impl Walk {
     /// Nobody is known yet.
     pub fn new(rng: ChaCha8Rng, now: Instant) -> Self {
         // Peers that are gone for a while are tried for hours; after that somebody else will have heard of them.
-        let retry = ReconnectionPolicy::new()
-            .with_initial_delay(Duration::from_secs(30))
-            .with_max_delay(Duration::from_secs(3600));
+        let retry = |initial| ReconnectionPolicy::new().with_initial_delay(initial).with_max_delay(LONGEST_RETRY);
+        let retry = (retry(3 * DISCOVERY_RUN_INTERVAL), retry(DISCOVERY_RUN_INTERVAL));
         let stops = BTreeMap::new();
         Self { rng, retry, stops, running: 0, first_visits: 0, next_first: now, quiet: 0, next_again: now + AGAIN.0 }
     }
@@ -75,7 +80,8 @@ impl Walk {
         if self.stops.len() >= WALK_PEERS && !bootstrap {
             return false;
         }
-        self.stops.insert(peer, Stop { bootstrap, visited: false, running: false, failures: 0, not_before: now });
+        self.stops
+            .insert(peer, Stop { bootstrap, visited: false, met: false, running: false, failures: 0, not_before: now });
         true
     }
 
@@ -89,9 +95,9 @@ impl Walk {
         self.stops.is_empty()
     }
 
-    /// Some of the peers that answered, at random, the given one excepted.
+    /// Some of the peers that answered, and of those that the user named, at random, the given one excepted.
     pub fn sample(&mut self, count: usize, except: &PeerId) -> Vec<PeerId> {
-        let met = self.stops.iter().filter(|(peer, stop)| stop.visited && *peer != except);
+        let met = self.stops.iter().filter(|(peer, stop)| (stop.met || stop.bootstrap) && *peer != except);
         let mut met: Vec<_> = met.map(|(peer, _)| *peer).collect();
         let count = count.min(met.len());
         for at in 0..count {
@@ -131,27 +137,37 @@ impl Walk {
     /// A visit was answered; `news`: it brought peers or documents that were not known.
     pub fn on_visited(&mut self, peer: &PeerId, news: bool, now: Instant) {
         self.end(peer);
+        self.quiet = self.quiet.saturating_add(1);
         self.on_met(peer, news, now);
+    }
+
+    /// The peer visits us just now: no need to visit it meanwhile.
+    pub fn on_asked(&mut self, peer: &PeerId, now: Instant) {
+        if let Some(stop) = self.stops.get_mut(peer) {
+            stop.not_before = stop.not_before.max(now + DISCOVERY_RUN_INTERVAL);
+        }
     }
 
     /// The peer visited us: as good as a visit to it.
     pub fn on_met(&mut self, peer: &PeerId, news: bool, now: Instant) {
-        self.quiet = if news { 0 } else { self.quiet.saturating_add(1) };
         if news {
+            self.quiet = 0;
             self.next_again = self.next_again.min(now + AGAIN.0);
         }
         if let Some(stop) = self.stops.get_mut(peer) {
-            (stop.visited, stop.failures, stop.not_before) = (true, 0, now + SAME_PEER);
+            (stop.visited, stop.met, stop.failures) = (true, true, 0);
+            stop.not_before = now + DISCOVERY_RUN_INTERVAL;
         }
     }
 
-    /// A visit was not answered. True when the peer was given up.
-    pub fn on_failed(&mut self, peer: &PeerId, now: Instant) -> bool {
+    /// A visit came to nothing; `answered`: the peer is there, but refused or broke off. True when it was given up.
+    pub fn on_failed(&mut self, peer: &PeerId, answered: bool, now: Instant) -> bool {
         self.end(peer);
         let random = self.rng.random();
+        let retry = if answered { &self.retry.1 } else { &self.retry.0 };
         let Some(stop) = self.stops.get_mut(peer) else { return false };
         stop.failures += 1;
-        stop.not_before = now + self.retry.delay_after(stop.failures, random).unwrap_or_default();
+        stop.not_before = now + retry.delay_after(stop.failures, random).unwrap_or_default();
         let given_up = stop.failures >= BOOK_STALE_FAILURES && !stop.bootstrap;
         if given_up {
             self.stops.remove(peer);
@@ -161,12 +177,9 @@ impl Walk {
 
     /// There is something new to ask everybody: another document is open.
     pub fn ask_all_again(&mut self, now: Instant) {
-        for stop in self.stops.values_mut().filter(|stop| stop.visited) {
-            stop.visited = false;
-            let met = stop.not_before - SAME_PEER;
-            stop.not_before = now.max(met + DISCOVERY_RUN_INTERVAL);
-        }
+        self.stops.values_mut().for_each(|stop| stop.visited = false);
         (self.first_visits, self.quiet) = (0, 0);
+        self.next_first = self.next_first.min(now + QUICK);
     }
 
     /// The network changed: who did not answer may do so now.
@@ -205,9 +218,15 @@ impl Walk {
     }
 
     fn wait_again(&mut self) -> Duration {
-        let wait = AGAIN.0.saturating_mul(1 << self.quiet.min(16)).min(AGAIN.1);
+        let rounds = self.quiet as usize / QUIET_VISITS.max(self.stops.len() / 4);
+        let wait = AGAIN.0.saturating_mul(1 << rounds.min(16)).min(AGAIN.1);
         // Spread, so that peers which started together do not go on together.
         wait.mul_f64(0.75 + 0.5 * self.rng.random::<f64>())
+    }
+
+    /// Whether a visit to this peer is under way.
+    pub fn is_visiting(&self, peer: &PeerId) -> bool {
+        self.stops.get(peer).is_some_and(|stop| stop.running)
     }
 
     fn end(&mut self, peer: &PeerId) {
@@ -274,7 +293,10 @@ mod tests {
         visits(&mut walk, start, later);
         walk.ask_all_again(later);
         let again: std::collections::BTreeSet<_> =
-            visits(&mut walk, later, later + Duration::from_secs(15)).into_iter().map(|(_, peer)| peer).collect();
+            visits(&mut walk, later, later + DISCOVERY_RUN_INTERVAL + 20 * QUICK)
+                .into_iter()
+                .map(|(_, peer)| peer)
+                .collect();
         assert_eq!(again.len(), 20, "everybody is asked about a new document");
         let latest = later + Duration::from_secs(7200);
         visits(&mut walk, later, latest);
@@ -282,7 +304,7 @@ mod tests {
         let met = visits(&mut walk, latest, latest + Duration::from_secs(1));
         assert!(met.iter().any(|(_, met)| *met == peer(99)), "who is new is visited at once");
         walk.on_met(&peer(3), true, latest);
-        assert!(walk.poll_timeout().unwrap().0 <= latest + AGAIN.0 + SAME_PEER);
+        assert!(walk.poll_timeout().unwrap().0 <= latest + AGAIN.0 + DISCOVERY_RUN_INTERVAL);
     }
 
     #[test]
@@ -299,7 +321,7 @@ mod tests {
         running.sort_unstable();
         running.dedup();
         assert_eq!(running.len(), DISCOVERY_VISITS);
-        walk.on_failed(&running[0], now);
+        walk.on_failed(&running[0], false, now);
         assert!(walk.next(now).is_some());
     }
 
@@ -311,7 +333,7 @@ mod tests {
             now = now.max(at);
             while let Some(peer) = walk.next(now) {
                 tries.entry(peer).or_default().push(now);
-                walk.on_failed(&peer, now);
+                walk.on_failed(&peer, false, now);
             }
         }
         let (named, other) = (&tries[&peer(0)], &tries[&peer(1)]);
@@ -344,10 +366,10 @@ mod tests {
     }
 
     #[test]
-    fn only_who_answered_is_named_to_others() {
+    fn only_who_answered_or_was_named_by_the_user_is_named_to_others() {
         let (mut walk, now) = walk(8, 10);
-        assert_eq!(walk.sample(64, &peer(9)), []);
-        (0..4).for_each(|number| walk.on_met(&peer(number), true, now));
+        assert_eq!(walk.sample(64, &peer(9)), [peer(0)]);
+        (1..4).for_each(|number| walk.on_met(&peer(number), true, now));
         walk.on_met(&peer(9), true, now);
         let mut sample = walk.sample(64, &peer(9));
         sample.sort_unstable();

@@ -1,34 +1,38 @@
 //! The node: the composition root, the one place that knows every adapter, and the handles that an editor holds.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 mod addresses;
+mod asking;
+mod discovery;
 mod document;
 mod error;
+mod events;
 mod in_memory;
 mod interface;
 mod options;
 
 pub use document::{Document, Presence};
 pub use error::PandaError;
+pub use events::{EventsMissed, NetworkEvent, NetworkEvents};
 pub use in_memory::{InMemoryHub, InMemoryNetwork};
 pub use options::PandaNetworkOptions;
 
-use crate::address::{AddressError, DocumentTicket, PeerAddress};
+use crate::address::{AddressError, Capabilities, DocumentTicket, PeerAddress};
 use crate::clock::Clock;
-use crate::connections::{ConnectionHandler, Connections};
-use crate::documents::{Documents, Learned, OpenDocument};
+use crate::connections::Connections;
+use crate::discovery::topics::TopicDiscovery;
+use crate::discovery::{Finds, Found, Source};
+use crate::documents::{Documents, OpenDocument};
 use crate::identity::Identity;
 use crate::ids::{DocumentId, DocumentKey, PeerId};
 use crate::limits::CONNECT_DEADLINE;
@@ -37,10 +41,13 @@ use crate::rendezvous::address::RelayAddress;
 use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{DocumentRecord, Heard, Store, StoreError};
 use crate::sync::hello::PROTOCOL_VERSIONS;
-use crate::transport::{BoxFuture, Connection, ConnectionInfo, ConnectionStats, PathReport, Transport, TransportStats};
+use crate::transport::{ConnectionInfo, ConnectionStats, PathReport, Transport, TransportStats};
 use crate::transports::quic::{QuicTransport, SocketStats};
 use crate::transports::relay_client::RelayState;
 use crate::watch;
+
+use discovery::{Admission, Discovery, Handler};
+use events::Events;
 
 /// File of the node's key in its data directory.
 const IDENTITY_FILE: &str = "identity";
@@ -66,6 +73,9 @@ struct Node {
     quic: QuicTransport,
     documents: Documents,
     connections: Connections,
+    discovery: Discovery,
+    /// Set when discovery by asking is on.
+    topics: OnceLock<TopicDiscovery>,
     random: Mutex<ChaCha20Rng>,
     tasks: Mutex<JoinSet<()>>,
     /// Set once, by the end of the node.
@@ -85,7 +95,11 @@ impl Node {
     /// A freshly signed record of where this node can be reached.
     fn address(&self) -> Result<PeerAddress, AddressError> {
         let (addresses, relays) = addresses::reachable(&self.quic);
-        PeerAddress::sign(&self.identity, addresses, relays, self.clock.now_us())
+        let capabilities = match self.topics.get() {
+            Some(_) => Capabilities::NODE.with(Capabilities::DISCOVERY),
+            None => Capabilities::NODE,
+        };
+        PeerAddress::sign_capable(&self.identity, addresses, relays, capabilities, self.clock.now_us())
     }
 
     fn stop_tasks(&self) {
@@ -93,6 +107,8 @@ impl Node {
         // Dropping the set aborts its tasks.
         drop(std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner)));
         self.connections.stop();
+        self.topics.get().into_iter().for_each(TopicDiscovery::stop);
+        self.discovery.events.close();
     }
 
     fn random_bytes<const N: usize>(&self) -> [u8; N] {
@@ -152,12 +168,15 @@ impl PandaNetwork {
             .with_clock(clock.clone());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
         let relays = options.relays.iter().map(|relay| parse_relay(relay)).collect::<Result<Vec<_>, _>>()?;
+        let lan = options.quic.visible_network().filter(|_| options.discovery.lan);
         let quic = options.quic.with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays);
         let quic = QuicTransport::start(&identity, quic)?;
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
-        quic.set_doorkeeper(Arc::new(documents.clone()));
-        let handler = Arc::new(Handler(documents.clone()));
+        let (finding, events) = (options.discovery, Arc::new(Events::new()));
+        quic.set_doorkeeper(Arc::new(Admission { documents: documents.clone(), options: finding.clone() }));
+        let (documents_of, events_of) = (documents.clone(), Arc::clone(&events));
+        let handler = Arc::new(Handler { documents: documents_of, options: finding.clone(), events: events_of });
         let connections = Connections::start(
             identity.peer_id(),
             Arc::clone(&transport),
@@ -166,13 +185,33 @@ impl PandaNetwork {
             random.next_u64(),
         );
         let (random, tasks) = (Mutex::new(random), Mutex::new(JoinSet::new()));
-        let ended = AtomicBool::new(false);
-        let node =
-            Arc::new(Node { identity, clock, store, transport, quic, documents, connections, random, tasks, ended });
+        let (discovery, ended) = (Discovery::new(finding.clone(), events), AtomicBool::new(false));
+        let node = Arc::new(Node {
+            identity,
+            clock,
+            store,
+            transport,
+            quic,
+            documents,
+            connections,
+            discovery,
+            topics: OnceLock::new(),
+            random,
+            tasks,
+            ended,
+        });
+        let (finds, found) = Finds::new();
+        if finding.topics {
+            // Set once: the node is new.
+            let _ = node.topics.set(asking::start(&node, &finding, finds.clone()));
+        }
         node.documents.set_address(node.address()?);
         let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.spawn(add_learned_peers(node.documents.clone(), node.connections.clone(), learned));
-        tasks.spawn(addresses::follow(Arc::downgrade(&node)));
+        tasks.spawn(discovery::take_finds(Arc::downgrade(&node), found, learned));
+        if let Some(network) = lan {
+            discovery::look_in_lan(&node, &mut tasks, &*network, finds);
+        }
+        tasks.spawn(addresses::follow(Arc::downgrade(&node), finding.rendezvous));
         drop(tasks);
         Ok(Self { node })
     }
@@ -202,7 +241,7 @@ impl PandaNetwork {
         self.add_relays(ticket.relays());
         for peer in ticket.peers() {
             document.open.remember_peer(peer.clone(), Heard::FromOthers).await?;
-            self.node.connections.add_peer(peer.clone());
+            self.node.on_found(Found { peer: peer.clone(), document: document.id(), source: Source::Ticket });
         }
         Ok(document)
     }
@@ -221,17 +260,10 @@ impl PandaNetwork {
     /// any more. What is stored stays, and it can be opened again.
     ///
     /// # Errors
-    /// [`PandaError::Store`] when the peers of the document cannot be read; it is closed all the same.
+    /// None at present.
     pub async fn close(&self, document: DocumentId) -> Result<(), PandaError> {
-        let Some(closed) = self.node.documents.get(&document) else { return Ok(()) };
         self.node.documents.close(&document);
-        let mut unneeded: BTreeSet<PeerId> = peers_of(&closed).await?;
-        for open in self.node.documents.all() {
-            for peer in peers_of(&open).await? {
-                unneeded.remove(&peer);
-            }
-        }
-        unneeded.into_iter().for_each(|peer| self.node.connections.forget_peer(peer));
+        self.node.on_document_closed(&document);
         Ok(())
     }
 
@@ -266,12 +298,18 @@ impl PandaNetwork {
     /// changes by itself within seconds; an editor that knows earlier says so here.
     pub fn on_network_change(&self) {
         self.node.quic.on_network_change();
+        self.node.topics.get().into_iter().for_each(TopicDiscovery::on_network_change);
         self.node.connections.retry_now();
     }
 
     /// Where the node listens.
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
         self.node.transport.local_addresses()
+    }
+
+    /// What happens to peers from now on: who is found and how, who is connected, who is gone.
+    pub fn events(&self) -> NetworkEvents {
+        self.node.discovery.events.subscribe()
     }
 
     /// The connections there are.
@@ -354,22 +392,20 @@ impl PandaNetwork {
     }
 
     async fn open_record(&self, record: DocumentRecord) -> Result<Document, PandaError> {
+        let document = record.document;
         let open = self.node.documents.open(record).await?;
         for peer in open.known_peers().await? {
             // Where the peers are found, this node should be found as well.
             self.add_relays(peer.relays());
-            self.node.connections.add_peer(peer);
+            self.node.on_found(Found { peer, document, source: Source::Store });
         }
+        self.node.discovery.on_change();
         Ok(Document { node: Arc::clone(&self.node), open })
     }
 }
 
 fn parse_relay(text: &str) -> Result<RelayAddress, PandaError> {
     text.parse().map_err(|error| PandaError::Relay { text: text.to_owned(), error })
-}
-
-async fn peers_of(document: &OpenDocument) -> Result<BTreeSet<PeerId>, StoreError> {
-    Ok(document.known_peers().await?.iter().map(PeerAddress::peer_id).collect())
 }
 
 fn pending(documents: &[Arc<OpenDocument>]) -> usize {
@@ -386,28 +422,4 @@ fn make_directory(path: &Path) -> Result<(), PandaError> {
     }
     let made = builder.create(path);
     made.map_err(|error| StoreError::Io(format!("cannot make the directory {}: {error}", path.display())).into())
-}
-
-/// Peers that other peers told us of.
-async fn add_learned_peers(documents: Documents, connections: Connections, mut learned: mpsc::Receiver<Learned>) {
-    while let Some((document, address)) = learned.recv().await {
-        let peer = address.peer_id();
-        if documents.get(&document).is_some() {
-            connections.add_peer(address);
-            // Closed just now: whoever closed it did not see this peer.
-            if documents.get(&document).is_none() {
-                connections.forget_peer(peer);
-            }
-        }
-    }
-}
-
-/// Hands connections to the documents.
-struct Handler(Documents);
-
-impl ConnectionHandler for Handler {
-    fn serve(&self, connection: Arc<dyn Connection>) -> BoxFuture<'static, ()> {
-        let documents = self.0.clone();
-        Box::pin(async move { documents.serve(connection).await })
-    }
 }

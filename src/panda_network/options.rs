@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::backoff::ReconnectionPolicy;
+use crate::discovery::DiscoveryOptions;
 use crate::limits::{OUTBOX_MAX_BYTES, OUTBOX_MAX_OPERATIONS};
 use crate::store::Durability;
 use crate::transports::quic::QuicTransportOptions;
@@ -17,6 +18,7 @@ pub struct PandaNetworkOptions {
     pub(super) outbox: (usize, u64),
     pub(super) quic: QuicTransportOptions,
     pub(super) relays: Vec<String>,
+    pub(super) discovery: DiscoveryOptions,
     #[cfg(feature = "sim")]
     pub(super) simulation: Option<Simulation>,
 }
@@ -40,6 +42,7 @@ impl PandaNetworkOptions {
             outbox: (OUTBOX_MAX_OPERATIONS, OUTBOX_MAX_BYTES),
             quic: QuicTransportOptions::new(),
             relays: Vec::new(),
+            discovery: DiscoveryOptions::new(),
             #[cfg(feature = "sim")]
             simulation: None,
         }
@@ -89,6 +92,12 @@ impl PandaNetworkOptions {
     /// strict NATs reach this node through a relay only. Never done with [`with_relay_only`](Self::with_relay_only).
     pub fn with_port_mapping(mut self, port_mapping: bool) -> Self {
         self.quic = self.quic.with_port_mapping(port_mapping);
+        self
+    }
+
+    /// How peers are found, and which are connected to. Default: [`DiscoveryOptions::new`], which leaves the local network alone.
+    pub fn with_discovery(mut self, options: DiscoveryOptions) -> Self {
+        self.discovery = options;
         self
     }
 

@@ -13,8 +13,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
+use super::mdns::MdnsBoard;
 use crate::limits::RESOLVED_ADDRESSES;
-use crate::net::{ByteStream, DatagramSocket, Gateway, HostNetwork, StreamListener};
+use crate::net::{ByteStream, DatagramSocket, Gateway, HostNetwork, LanBoard, StreamListener};
 use crate::transport::BoxFuture;
 
 /// What the system is asked to buffer per UDP socket and direction: 10 ms at 3 Gbit/s.
@@ -85,6 +86,10 @@ impl HostNetwork for OsNetwork {
             Some(routers) => routers.into_iter().filter_map(|router| gateway(&networks, router)).collect(),
             None => networks.iter().filter_map(|network| first_address(*network)).collect(),
         }
+    }
+
+    fn lan_board(&self) -> io::Result<Box<dyn LanBoard>> {
+        Ok(Box::new(MdnsBoard::open()))
     }
 }
 

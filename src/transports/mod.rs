@@ -2,6 +2,7 @@
 //! share, the operating system's network, and ports at routers.
 
 pub mod host;
+pub mod mdns;
 pub mod port_mapping;
 pub mod quic;
 pub mod relay_client;

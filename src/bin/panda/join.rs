@@ -54,11 +54,12 @@ pub async fn run(args: JoinArgs) -> Result<(), CliError> {
         return Err(CliError::RelayOnly);
     }
     let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port), &reach).await?;
+    let events = network.events();
     let state = match StateFile::recover(&data_dir, &file)? {
         Some(state) => state,
         None => StateFile::new(&data_dir, &file, ticket.document()),
     };
     let document = network.open(ticket).await?;
     eprintln!("Following the shared document in {}; Ctrl-C stops.", args.file.display());
-    Session::new(network, document, state, file, reach).run().await
+    Session::new(network, events, document, state, file, reach).run().await
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use panda_network::store::Durability;
-use panda_network::{PandaNetwork, PandaNetworkOptions};
+use panda_network::{DiscoveryOptions, PandaNetwork, PandaNetworkOptions};
 
 use crate::error::CliError;
 use crate::reach::{Reach, ReachArgs};
@@ -49,6 +49,9 @@ pub struct NodeArgs {
     /// What an edit survives once it counts as saved
     #[arg(long, value_enum, default_value_t = DurabilityArg::Power)]
     pub durability: DurabilityArg,
+    /// Do not look for peers in the local network, and do not announce this node there
+    #[arg(long)]
+    pub no_lan: bool,
     #[command(flatten)]
     pub reach: ReachArgs,
 }
@@ -77,7 +80,10 @@ impl NodeArgs {
         reach: &Reach,
     ) -> Result<PandaNetwork, CliError> {
         create_private_dir(data_dir).map_err(CliError::io("make the directory", data_dir))?;
-        let options = reach.apply(PandaNetworkOptions::new(data_dir).with_durability(self.durability.into()));
+        let options = PandaNetworkOptions::new(data_dir)
+            .with_durability(self.durability.into())
+            .with_discovery(DiscoveryOptions::new().with_lan(!self.no_lan));
+        let options = reach.apply(options);
         if let Some(listen) = self.listen {
             return Ok(PandaNetwork::start(options.with_listen_address(listen)).await?);
         }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use panda_network::DocumentTicket;
 
 use crate::error::CliError;
 use crate::file_sync::file_text::{read_text, resolve};
@@ -20,6 +21,11 @@ use crate::reach::wait_for_relay;
                                        for others anywhere, behind NATs and firewalls; remembered with the file
   panda share --listen 0.0.0.0:7000 notes.md
                                        listen on a fixed port, for a firewall rule
+  panda share --ticket-without-addresses notes.md
+                                       a shorter ticket, for others in the same network
+
+In one network the two sides find each other without any address (multicast DNS); others there see that somebody uses
+this program, but neither who nor for what. --no-lan turns that off.
 
 A relay introduces nodes to each other and forwards when nothing else works; it can read nothing of what they say. Your
 cooperative runs one (`panda relay`). `panda doctor` says whether others will reach you.
@@ -28,6 +34,9 @@ Who has the ticket can read and write the document: send it like a password.")]
 pub struct ShareArgs {
     /// The text file to share (UTF-8, at most 16 MiB)
     pub file: PathBuf,
+    /// Print a ticket that names no address and no relay: for others in the same network, and for who knows a relay
+    #[arg(long)]
+    pub ticket_without_addresses: bool,
     #[command(flatten)]
     pub node: NodeArgs,
 }
@@ -54,6 +63,7 @@ pub async fn run(args: ShareArgs) -> Result<(), CliError> {
         return Err(CliError::RelayOnly);
     }
     let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port), &reach).await?;
+    let events = network.events();
     let (document, state) = match StateFile::recover(&data_dir, &file)? {
         Some(state) => {
             let id = state.document().ok_or_else(|| CliError::OtherDocument { path: args.file.clone() })?;
@@ -68,7 +78,11 @@ pub async fn run(args: ShareArgs) -> Result<(), CliError> {
         }
     };
     let trouble = wait_for_relay(&network).await;
-    let ticket = document.ticket().await?.to_string();
+    let mut ticket = document.ticket().await?;
+    if args.ticket_without_addresses {
+        ticket = DocumentTicket::new(ticket.document(), ticket.key().clone());
+    }
+    let ticket = ticket.to_string();
     println!("{ticket}");
     eprintln!("Sharing {}. On the other side:\n\n  panda join {ticket} {}\n", args.file.display(), hint(&file));
     if reach.relays.is_empty() {
@@ -77,7 +91,7 @@ pub async fn run(args: ShareArgs) -> Result<(), CliError> {
     if let Some(reason) = trouble {
         eprintln!("No relay is up yet ({reason}). Others elsewhere can join when one is; `panda doctor` says more.\n");
     }
-    Session::new(network, document, state, file, reach).run().await
+    Session::new(network, events, document, state, file, reach).run().await
 }
 
 /// The file's bare name, for the command that the other side types into a shell.

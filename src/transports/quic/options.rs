@@ -15,6 +15,7 @@ use crate::limits::{
 use crate::net::HostNetwork;
 use crate::rendezvous::address::RelayAddress;
 use crate::transport::TransportError;
+use crate::transports::host::OsNetwork;
 
 /// Largest UDP payload that is probed for, in bytes: fits Ethernet below a tunnel, and TURN's headers.
 const MTU_UPPER_BOUND_BYTES: u16 = 1400;
@@ -94,6 +95,20 @@ impl QuicTransportOptions {
     pub fn with_network(mut self, network: Arc<dyn HostNetwork>) -> Self {
         self.network = Some(network);
         self
+    }
+
+    /// The network that this transport uses beside its socket.
+    pub(super) fn host_network(&self) -> Option<Arc<dyn HostNetwork>> {
+        match (&self.network, &self.socket) {
+            (Some(network), _) => Some(network.clone()),
+            (None, None) => Some(Arc::new(OsNetwork)),
+            (None, Some(_)) => None,
+        }
+    }
+
+    /// The network in which this node may show itself: none when it tells nobody its addresses.
+    pub(crate) fn visible_network(&self) -> Option<Arc<dyn HostNetwork>> {
+        self.host_network().filter(|_| !self.relay_only)
     }
 
     /// Relays to keep sessions with, at most 8: peers find us there, and they help through NATs. Default: none. The more, the

@@ -24,7 +24,6 @@ use crate::address::PeerAddress;
 use crate::identity::Identity;
 use crate::ids::PeerId;
 use crate::limits::MAX_INCOMING;
-use crate::net::HostNetwork;
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::doorkeeper::Doorkeeper;
 use crate::rendezvous::record::RendezvousRecord;
@@ -33,7 +32,6 @@ use crate::transport::{
     BoxFuture, CloseReason, Connection, PathReport, Transport, TransportCapabilities, TransportError, TransportKind,
     TransportStats,
 };
-use crate::transports::host::OsNetwork;
 use crate::transports::relay_client::RelayState;
 use crate::transports::tls::TlsIdentity;
 use crate::watch;
@@ -97,12 +95,7 @@ impl QuicTransport {
         let config = options.endpoint_config();
         let endpoint = Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, Arc::new(TokioRuntime))
             .map_err(|error| failed(error.to_string()))?;
-        let network = match (&options.network, &options.socket) {
-            (Some(network), _) => Some(network.clone()),
-            (None, None) => Some(Arc::new(OsNetwork) as Arc<dyn HostNetwork>),
-            (None, Some(_)) => None,
-        };
-        let traversal = network.map(|network| {
+        let traversal = options.host_network().map(|network| {
             let (relays, relay_only) = (options.relays.clone(), options.relay_only);
             let port_mapping = options.port_mapping && !relay_only;
             let traversal = TraversalOptions { network, relays, relay_only, port_mapping };

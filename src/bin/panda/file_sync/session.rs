@@ -7,7 +7,10 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use panda_network::{Document, DocumentEvent, PandaNetwork, StartFrom, Subscription};
+use panda_network::discovery::Source;
+use panda_network::{
+    Document, DocumentEvent, NetworkEvent, NetworkEvents, PandaNetwork, StartFrom, Subscription,
+};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::atomic_write::{Replaced, replace};
@@ -40,6 +43,8 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// One followed file.
 pub struct Session {
     network: PandaNetwork,
+    /// Of the node, since it was started.
+    events: NetworkEvents,
     document: Document,
     state: StateFile,
     file: PathBuf,
@@ -64,10 +69,18 @@ enum Round {
 
 impl Session {
     /// A session that has not read anything yet. `file` is resolved: no symbolic link.
-    pub fn new(network: PandaNetwork, document: Document, state: StateFile, file: PathBuf, reach: Reach) -> Self {
+    pub fn new(
+        network: PandaNetwork,
+        events: NetworkEvents,
+        document: Document,
+        state: StateFile,
+        file: PathBuf,
+        reach: Reach,
+    ) -> Self {
         Self {
             merge: TextMerge::new(state.written().unwrap_or(0)),
             network,
+            events,
             document,
             state,
             file,
@@ -120,6 +133,8 @@ impl Session {
                     Some(event) => self.on_event(event?),
                     None => return Ok(()),
                 },
+                // A line that is missed matters little, and the end of the node shows elsewhere.
+                Some(event) = self.events.next() => if let Ok(event) = event { self.on_network_event(&event) },
                 () = watcher.changed() => self.on_file_event(),
                 () = wait_until(due) => self.settle().await?,
                 _ = poll.tick() => self.settle().await?,
@@ -168,6 +183,14 @@ impl Session {
                 peer.short()
             )),
             _ => {}
+        }
+    }
+
+    fn on_network_event(&mut self, event: &NetworkEvent) {
+        if let NetworkEvent::PeerFound { document, source: Source::Lan, .. } = event
+            && *document == self.document.id()
+        {
+            self.line.say("Found a peer in the local network.");
         }
     }
 
