@@ -6,9 +6,10 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use panda_network::discovery::lan::notice;
 use panda_network::frame::FrameDecoder;
 use panda_network::identity::Identity;
-use panda_network::ids::LogId;
+use panda_network::ids::{DocumentId, DocumentKey, LogId};
 use panda_network::limits::{FRAME_MAX_BYTES, TURN_FRAME_MAX_BYTES};
 use panda_network::nat::framing::{TurnFramer, parse_channel_data};
 use panda_network::nat::port_mapping::{self, PortMappingMachine, Status, is_global, read_probe, upnp};
@@ -18,6 +19,7 @@ use panda_network::rendezvous::address::RelayAddress;
 use panda_network::rendezvous::seal;
 use panda_network::rendezvous::signal::Signal;
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame};
+use panda_network::store::DocumentRecord;
 use panda_network::sync::wire::{ControlFrame, DocumentFrame, StreamOpen};
 use panda_network::{DocumentTicket, Operation, PeerAddress};
 
@@ -26,6 +28,9 @@ const PREFIX_BYTES: usize = 4;
 
 /// The document that operations are decoded for.
 pub const LOG: [u8; 32] = [9; 32];
+
+/// The documents that notices are opened for.
+pub const LAN_DOCUMENTS: [u8; 3] = [1, 2, 3];
 
 /// Cuts the stream after the first byte into chunks as long as that byte says. True when it is frames to its end.
 pub fn frames(data: &[u8]) -> bool {
@@ -117,6 +122,19 @@ pub fn ticket(data: &[u8]) -> bool {
 pub fn peer_address(data: &[u8]) -> bool {
     let Ok(address) = PeerAddress::decode(data) else { return false };
     assert_eq!(PeerAddress::decode(&address.encode()), Ok(address));
+    true
+}
+
+/// A notice in the local network, with the keys of three documents. Who it names, the notice's maker chose.
+pub fn lan_notice(data: &[u8]) -> bool {
+    let documents = LAN_DOCUMENTS.map(|number| DocumentRecord {
+        document: DocumentId::from_uuid(uuid::Uuid::from_u128(number.into())),
+        key: DocumentKey::from_bytes([number; 32]),
+    });
+    let Ok(opened) = notice::open(data, &documents) else { return false };
+    assert!(notice::is_well_formed(data));
+    assert!(!opened.documents.is_empty() && opened.documents.len() <= documents.len());
+    assert_eq!(opened.peer.peer_id(), Identity::from_seed(&[1; 32]).peer_id());
     true
 }
 

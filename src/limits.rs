@@ -407,9 +407,9 @@ pub const LAN_TRIALS_PER_SECOND: u32 = 20_000;
 /// Further: ignored. Generous, since clocks of laptops are wrong by hours; nodes sign anew every quarter of an hour.
 pub const LAN_RECORD_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Names that the multicast DNS of this machine may hold for us at once: it keeps what it hears for as long as others say.
-/// More: it is stopped for a minute and starts anew.
-pub const LAN_CACHED_NAMES: i64 = 2048;
+/// Records that multicast DNS may keep for us at once, about eight per node of ours in the network: it keeps what it hears for
+/// as long as others say, at most 9 kB each. More: it is stopped for a minute and starts anew.
+pub const LAN_CACHED_RECORDS: i64 = 8192;
 
 /// Notices from the local network that nobody has looked at yet. More: dropped.
 pub const LAN_HEARD_QUEUE: usize = 256;

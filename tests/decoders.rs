@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use p2panda_core::{Hash, Header, SigningKey};
+use panda_network::discovery::lan::notice;
 use panda_network::identity::Identity;
 use panda_network::ids::{DocumentId, DocumentKey, PeerId};
 use panda_network::nat::framing::put_channel_data;
@@ -22,6 +23,7 @@ use panda_network::rendezvous::address::{HostPort, RelayAddress};
 use panda_network::rendezvous::seal;
 use panda_network::rendezvous::signal::{Candidate, CandidateKind, SessionSecret, Signal};
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer, TurnTransport, Welcome};
+use panda_network::store::DocumentRecord;
 use panda_network::sync::tokens::{Role, Token};
 use panda_network::sync::wire::{ControlFrame, DocumentFrame, Refusal, StreamOpen};
 use panda_network::transport::TransportKind;
@@ -379,6 +381,23 @@ fn a_ticket_is_understood_or_refused() {
 fn an_address_record_is_believed_or_refused() {
     // Whatever is changed in a signed record breaks it, but for the ways in which CBOR can say the same.
     feed(targets::peer_address, &[address(1).encode(), address(2).encode()], 100_000);
+}
+
+#[test]
+fn a_notice_in_the_local_network_is_opened_or_ignored() {
+    let document = |number| DocumentRecord {
+        document: DocumentId::from_uuid(uuid::Uuid::from_u128(u128::from(number))),
+        key: DocumentKey::from_bytes([number; 32]),
+    };
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let mut sealed = |numbers: &[u8]| {
+        let documents: Vec<_> = numbers.iter().copied().map(document).collect();
+        notice::seal(&address(1), &documents, &mut random).unwrap()
+    };
+    let samples = [sealed(&[1]), sealed(&[2, 3, 9]), sealed(&[8, 1, 7, 2, 6, 3, 5, 4])];
+    // What is changed in a slot that is for nobody here changes nothing.
+    let taken = feed(targets::lan_notice, &samples, 100_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
 }
 
 #[test]

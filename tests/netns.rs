@@ -10,6 +10,8 @@
 
 #[path = "netns/helper.rs"]
 mod helper;
+#[path = "netns/lan.rs"]
+mod lan;
 #[path = "netns/link.rs"]
 mod link;
 #[path = "netns/mapped.rs"]
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(SCENES_AT_ONCE);
-    let trials = [scenes::trials(), nodes::trials(), mapped::trials()].into_iter().flatten().collect();
+    let trials = [scenes::trials(), nodes::trials(), lan::trials(), mapped::trials()].into_iter().flatten().collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     name_the_slowest();
     conclusion.exit_code()

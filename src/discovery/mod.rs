@@ -6,7 +6,6 @@
 //! the record decides who is dialled, and TLS proves who answers.
 
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
 
 pub mod lan;
 mod options;
@@ -69,16 +68,11 @@ impl Finds {
     pub async fn report(&self, found: Found) -> bool {
         self.0.send(found).await.is_ok()
     }
-
-    /// As [`report`](Self::report), but a find that does not fit is left out, and comes again when it is found again.
-    pub fn try_report(&self, found: Found) -> bool {
-        !matches!(self.0.try_send(found), Err(TrySendError::Closed(_)))
-    }
 }
 
 /// What finders see of the node that they work for. All is empty once it has ended.
 pub trait NodeView: Send + Sync + std::fmt::Debug {
-    /// The documents that are open now.
+    /// The documents that peers are looked for of: those that are open, none while the node is offline on purpose.
     fn documents(&self) -> Vec<DocumentRecord>;
 
     /// Where this node can be reached now, signed just now.

@@ -34,8 +34,8 @@ impl DiscoveryOptions {
 
     /// Announce this node in the local network, and look for peers there (multicast DNS). Default: off. Others in the network
     /// see that a node is there, but not whose, and not which documents it has open; who has a document's key finds the
-    /// node and connects. Needs UDP port 5353, which is shared with other programs. Without effect on a node that shows
-    /// relayed paths only, and on a simulated one.
+    /// node and connects. Needs UDP port 5353, which is shared with other programs. Without effect on a node that speaks
+    /// through relays only, since it hides its addresses.
     pub fn with_lan(mut self, lan: bool) -> Self {
         self.lan = lan;
         self

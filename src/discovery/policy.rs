@@ -159,12 +159,7 @@ impl Policy {
     }
 
     /// The discovered peer that has to go for another one of this document: the one that was not reached for longest.
-    fn replaceable(
-        &self,
-        document: &DocumentId,
-        now: Instant,
-        connected: &dyn Fn(&PeerId) -> bool,
-    ) -> Option<PeerId> {
+    fn replaceable(&self, document: &DocumentId, now: Instant, connected: &dyn Fn(&PeerId) -> bool) -> Option<PeerId> {
         let discovered = || self.kept.iter().filter(|(_, kept)| kept.discovered);
         let shares = |kept: &Kept| kept.documents.contains_key(document);
         let full = discovered().filter(|(_, kept)| shares(kept)).count() >= self.options.max_peers_per_document;
@@ -176,9 +171,8 @@ impl Policy {
 
     /// True when it was not waiting before.
     fn wait(&mut self, found: Found) -> bool {
-        let same = |other: &&mut Found| {
-            (other.peer.peer_id(), other.document) == (found.peer.peer_id(), found.document)
-        };
+        let same =
+            |other: &&mut Found| (other.peer.peer_id(), other.document) == (found.peer.peer_id(), found.document);
         if let Some(known) = self.waiting.iter_mut().find(same) {
             if known.peer.timestamp_us() < found.peer.timestamp_us() {
                 *known = found;

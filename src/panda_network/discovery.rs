@@ -12,11 +12,13 @@ use super::Node;
 use super::events::{Events, NetworkEvent};
 use crate::address::{AddressError, PeerAddress};
 use crate::connections::{ConnectionHandler, PeerChange};
+use crate::discovery::lan::LanStats;
 use crate::discovery::policy::{LOOK_INTERVAL, Policy, Refusal, Step};
 use crate::discovery::{DiscoveryOptions, Finds, Found, NodeView, Source, lan};
 use crate::documents::{Documents, Learned};
 use crate::ids::{DocumentId, PeerId};
 use crate::net::HostNetwork;
+use crate::network_interface::ConnectionState;
 use crate::rendezvous::doorkeeper::{Doorkeeper, Proof};
 use crate::store::DocumentRecord;
 use crate::transport::{BoxFuture, Connection};
@@ -30,11 +32,17 @@ pub(super) struct Discovery {
     /// Counts what finders want to hear of: documents and addresses that change.
     pub changes: watch::Sender<u64>,
     pub events: Arc<Events>,
+    pub lan: LanStats,
 }
 
 impl Discovery {
     pub fn new(options: DiscoveryOptions, events: Arc<Events>) -> Self {
-        Self { policy: Mutex::new(Policy::new(options)), changes: watch::Sender::new(0), events }
+        Self {
+            policy: Mutex::new(Policy::new(options)),
+            changes: watch::Sender::new(0),
+            events,
+            lan: LanStats::default(),
+        }
     }
 
     /// The open documents or the addresses of this node are others now.
@@ -91,8 +99,8 @@ pub(super) fn look_in_lan(node: &Arc<Node>, tasks: &mut JoinSet<()>, network: &d
     match network.lan_board() {
         Ok(board) => {
             let (view, random) = (Arc::new(View(Arc::downgrade(node))), ChaCha20Rng::from_seed(node.random_bytes()));
-            let node_id = node.identity.peer_id();
-            tasks.spawn(lan::run(node_id, view, board, finds, node.clock.clone(), random));
+            let (node_id, stats) = (node.identity.peer_id(), node.discovery.lan.clone());
+            tasks.spawn(lan::run(node_id, view, board, finds, stats, node.clock.clone(), random));
         }
         Err(error) => tracing::warn!(%error, "peers in the local network are not looked for"),
     }
@@ -109,9 +117,10 @@ pub(super) async fn take_finds(
     loop {
         let found = tokio::select! {
             biased;
-            Some((document, peer)) = learned.recv() => Some(Found { peer, document, source: Source::Peer }),
-            Some(found) = finds.recv() => Some(found),
             _ = look.tick() => None,
+            Some(found) = finds.recv() => Some(found),
+            // Last, since a peer may tell of as many others as it likes.
+            Some((document, peer)) = learned.recv() => Some(Found { peer, document, source: Source::Peer }),
         };
         let Some(node) = node.upgrade() else { return };
         match found {
@@ -177,8 +186,10 @@ impl Doorkeeper for Admission {
 pub(super) struct View(pub Weak<Node>);
 
 impl NodeView for View {
+    /// Offline on purpose, nothing is announced and nobody looked for.
     fn documents(&self) -> Vec<DocumentRecord> {
-        let Some(node) = self.0.upgrade() else { return Vec::new() };
+        let online = |node: &Arc<Node>| *node.connections.watch_state().borrow() != ConnectionState::Offline;
+        let Some(node) = self.0.upgrade().filter(online) else { return Vec::new() };
         node.documents.all().iter().map(|document| document.record().clone()).collect()
     }
 

@@ -30,6 +30,7 @@ pub use options::PandaNetworkOptions;
 use crate::address::{AddressError, Capabilities, DocumentTicket, PeerAddress};
 use crate::clock::Clock;
 use crate::connections::Connections;
+use crate::discovery::lan::LanCounters;
 use crate::discovery::topics::TopicDiscovery;
 use crate::discovery::{Finds, Found, Source};
 use crate::documents::{Documents, OpenDocument};
@@ -284,9 +285,12 @@ impl PandaNetwork {
             self.node.connections.set_online(true);
         } else {
             self.node.connections.set_online(false);
+            // Withdrawn before the others are told goodbye.
+            self.node.discovery.on_change();
             self.node.documents.set_goodbye(true);
             self.node.connections.close_all(GOODBYE_DEADLINE).await;
         }
+        self.node.discovery.on_change();
     }
 
     /// Whether anybody is connected, now and later; ends with the node.
@@ -310,6 +314,11 @@ impl PandaNetwork {
     /// What happens to peers from now on: who is found and how, who is connected, who is gone.
     pub fn events(&self) -> NetworkEvents {
         self.node.discovery.events.subscribe()
+    }
+
+    /// What was heard in the local network, true or not; all 0 when nobody listens there.
+    pub fn lan_counters(&self) -> LanCounters {
+        self.node.discovery.lan.counters()
     }
 
     /// The connections there are.

@@ -4,13 +4,14 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::lan::SimLanBoard;
 use super::network::{SimError, SimNetwork};
 use super::options::LinkOptions;
 use super::site::SimSite;
 use super::socket::SimSocket;
 use super::tcp::{SimListener, SimStream};
 use super::topology::{HostId, Node};
-use crate::net::{ByteStream, DatagramSocket, Gateway, HostNetwork, StreamListener};
+use crate::net::{ByteStream, DatagramSocket, Gateway, HostNetwork, LanBoard, StreamListener};
 use crate::transport::BoxFuture;
 
 /// One host of a [`SimNetwork`]. Clones are handles to the same host, wherever it goes.
@@ -50,7 +51,11 @@ impl SimHost {
     /// # Errors
     /// When another node has the address there, or it is not that of one host; the host has not moved then.
     pub fn move_to(&self, site: &SimSite, ip: IpAddr) -> Result<(), SimError> {
-        self.network.hub.with(|state| state.router.topology.move_host(self.id, site.spot(), ip))
+        self.network.hub.with(|state| {
+            let moved = state.router.topology.move_host(self.id, site.spot(), ip);
+            state.on_moved();
+            moved
+        })
     }
 
     /// Gives the host one more address, for a second interface, or for IPv6 beside IPv4. It sends from the first address
@@ -59,7 +64,11 @@ impl SimHost {
     /// # Errors
     /// When the address is taken there, or is not that of one host.
     pub fn add_address(&self, site: &SimSite, ip: IpAddr) -> Result<(), SimError> {
-        self.network.hub.with(|state| state.router.topology.add_address(self.id, site.spot(), ip))
+        self.network.hub.with(|state| {
+            let added = state.router.topology.add_address(self.id, site.spot(), ip);
+            state.on_moved();
+            added
+        })
     }
 
     /// The line that everything to and from this host crosses from now on, on top of the links in its network; each
@@ -147,5 +156,9 @@ impl HostNetwork for SimHost {
             let router = state.routers.get(&self.id).copied();
             router.zip(interface).map(|(router, interface)| Gateway { router, interface }).into_iter().collect()
         })
+    }
+
+    fn lan_board(&self) -> io::Result<Box<dyn LanBoard>> {
+        Ok(Box::new(SimLanBoard::open(&self.network.hub, self.id)))
     }
 }

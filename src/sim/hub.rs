@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::inboxes::{Inbox, Inboxes};
+use super::lan::Boards;
 use super::network::SimError;
 use super::options::SimOptions;
 use super::packet::{Content, Protocol};
@@ -48,6 +49,8 @@ pub(super) struct State {
     pub(super) names: BTreeMap<String, Vec<IpAddr>>,
     /// Routers that hosts know of.
     pub(super) routers: BTreeMap<HostId, Ipv4Addr>,
+    /// What hosts post in their home networks.
+    pub(super) lan: Boards,
     tcp: Tcp,
     next_port: u16,
     driver: Option<Waker>,
@@ -65,6 +68,7 @@ impl Hub {
             inboxes: Inboxes::new(options.socket_queue),
             names: BTreeMap::new(),
             routers: BTreeMap::new(),
+            lan: Boards::default(),
             tcp: Tcp::default(),
             next_port: *EPHEMERAL_PORTS.start(),
             driver: None,
@@ -144,7 +148,14 @@ impl State {
     /// Frees all ports of a host and forgets its connections.
     pub(super) fn crash(&mut self, host: HostId) -> (Vec<Inbox>, Vec<Waker>) {
         self.router.topology.set_up(host, false);
-        (self.inboxes.unbind_all(host), self.tcp.crash(host))
+        let mut wakers = self.tcp.crash(host);
+        wakers.extend(self.lan.crash(host));
+        (self.inboxes.unbind_all(host), wakers)
+    }
+
+    /// Somebody is in another network now: wakes who may hear others there.
+    pub(super) fn on_moved(&mut self) {
+        self.woken.extend(self.lan.readers());
     }
 
     fn claim_port(&mut self, protocol: Protocol, host: HostId, ip: Option<IpAddr>, port: u16) -> Result<u16, SimError> {

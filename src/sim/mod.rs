@@ -2,7 +2,7 @@
 //!
 //! Hosts, links with latency, jitter, loss, reordering, duplication, bandwidth and MTU, partitions, and crashes; NATs by
 //! their behaviour in the words of RFC 4787, NATs behind NATs, firewalls, and hosts that move between networks. A
-//! [`SimHost`] is a [`HostNetwork`](crate::net::HostNetwork) with UDP, TCP and names, and a [`SimSocket`] is a
+//! [`SimHost`] is a [`HostNetwork`](crate::net::HostNetwork) with UDP, TCP, names and a board in its home network, and a [`SimSocket`] is a
 //! [`quinn::AsyncUdpSocket`], so real node code runs over it unchanged. One seed decides everything: the same program with
 //! the same seed gives the same packets at the same times, which [`SimNetwork::trace_digest`] proves. A simulated day
 //! takes seconds.
@@ -98,6 +98,7 @@ mod firewall;
 mod host;
 mod hub;
 mod inboxes;
+mod lan;
 mod link;
 mod nat;
 mod network;

@@ -204,6 +204,11 @@ impl Topology {
         interfaces.iter().find(|(_, own)| *own == ip).map(|(realm, _)| *realm)
     }
 
+    /// The networks that a host is in.
+    pub(super) fn realms(&self, host: HostId) -> impl Iterator<Item = Realm> {
+        self.hosts.get(host.0).into_iter().flat_map(|host| host.interfaces.iter().map(|(realm, _)| *realm))
+    }
+
     pub(super) fn set_access_link(&mut self, host: HostId, link: LinkOptions) {
         if let Some(host) = self.hosts.get_mut(host.0) {
             host.access_link = Some(link);

@@ -4,8 +4,8 @@
 //! record, cut into strings; the SRV record says nothing: its port would be a name that stays. `mdns-sd` does the rest, on a
 //! thread and sockets of its own (UDP port 5353, shared with other programs).
 //!
-//! That library keeps what it hears for as long as others say, without a bound of its own. So its size is looked at every
-//! second, and when there is too much of it, it is stopped, and starts anew after [`QUIET`]: whoever floods a network can
+//! That library keeps what it hears for as long as others say, without a bound of its own. So its size is looked at every two
+//! seconds, and when there is too much of it, it is stopped, and starts anew after [`QUIET`]: whoever floods a network can
 //! keep us from finding peers there, and no more.
 
 use std::task::{Context, Poll};
@@ -17,7 +17,7 @@ use rand::RngCore;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::limits::{LAN_CACHED_NAMES, LAN_HEARD_QUEUE, LAN_NOTICE_MAX_BYTES};
+use crate::limits::{LAN_CACHED_RECORDS, LAN_HEARD_QUEUE, LAN_NOTICE_MAX_BYTES};
 use crate::net::LanBoard;
 use crate::watch;
 
@@ -32,7 +32,7 @@ const STRING_BYTES: usize = 250;
 /// Strings that hold the largest notice.
 const STRINGS: usize = LAN_NOTICE_MAX_BYTES.div_ceil(STRING_BYTES);
 /// How often it is looked how much the library keeps.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long this machine hears and says nothing after a flood, or when multicast DNS cannot be used.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -46,12 +46,12 @@ pub struct MdnsBoard {
 impl MdnsBoard {
     /// Starts to listen, within a tokio runtime. Where multicast does not work nothing is heard.
     pub fn open() -> Self {
-        Self::open_at(PORT, LAN_CACHED_NAMES)
+        Self::open_at(PORT, LAN_CACHED_RECORDS)
     }
 
-    fn open_at(port: u16, max_names: i64) -> Self {
+    fn open_at(port: u16, max_records: i64) -> Self {
         let (posts, (sender, heard)) = (watch::Sender::new(None), mpsc::channel(LAN_HEARD_QUEUE));
-        tokio::spawn(keep_open(port, max_names, posts.subscribe(), sender));
+        tokio::spawn(keep_open(port, max_records, posts.subscribe(), sender));
         Self { posts, heard }
     }
 }
@@ -85,17 +85,15 @@ impl From<mdns_sd::Error> for Stopped {
 
 async fn keep_open(
     port: u16,
-    max_names: i64,
+    max_records: i64,
     mut posts: watch::Receiver<Option<Vec<u8>>>,
     heard: mpsc::Sender<Vec<u8>>,
 ) {
     loop {
         posts.mark_changed();
-        match serve(port, max_names, &mut posts, &heard).await {
+        match serve(port, max_records, &mut posts, &heard).await {
             Stopped::Closed => return,
-            Stopped::Flooded => {
-                tracing::warn!("somebody floods the local network with names; not listening for a while")
-            }
+            Stopped::Flooded => tracing::warn!("the local network is flooded with names; not listening for a while"),
             Stopped::Failed(error) => tracing::warn!(%error, "multicast DNS does not work"),
         }
         let closed = async { while posts.changed().await.is_ok() {} };
@@ -108,7 +106,7 @@ async fn keep_open(
 /// Runs one daemon until there is a reason to stop it.
 async fn serve(
     port: u16,
-    max_names: i64,
+    max_records: i64,
     posts: &mut watch::Receiver<Option<Vec<u8>>>,
     heard: &mpsc::Sender<Vec<u8>>,
 ) -> Stopped {
@@ -143,8 +141,8 @@ async fn serve(
                 }
                 Ok(())
             }
-            _ = look.tick() => match daemon.names().await {
-                Ok(names) if names > max_names => return Stopped::Flooded,
+            _ = look.tick() => match daemon.records().await {
+                Ok(records) if records > max_records => return Stopped::Flooded,
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             },
@@ -189,7 +187,7 @@ impl Daemon {
     }
 
     /// How many records the library keeps.
-    async fn names(&self) -> mdns_sd::Result<i64> {
+    async fn records(&self) -> mdns_sd::Result<i64> {
         let answer = self.daemon.get_metrics()?;
         let metrics = answer.recv_async().await.unwrap_or_default();
         Ok(metrics.iter().filter(|(name, _)| name.starts_with("cached-")).map(|(_, count)| count).sum())
@@ -245,7 +243,7 @@ mod tests {
     async fn a_notice_of_any_size_is_heard_by_others_and_so_is_the_next_one() {
         let port = free_port();
         let (mut one, mut other) =
-            (MdnsBoard::open_at(port, LAN_CACHED_NAMES), MdnsBoard::open_at(port, LAN_CACHED_NAMES));
+            (MdnsBoard::open_at(port, LAN_CACHED_RECORDS), MdnsBoard::open_at(port, LAN_CACHED_RECORDS));
         for size in [1, STRING_BYTES, 1000, LAN_NOTICE_MAX_BYTES] {
             let notice: Vec<u8> = (0..size).map(|at| (at % 256) as u8).collect();
             one.post(Some(notice.clone()));

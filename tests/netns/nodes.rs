@@ -16,7 +16,7 @@ use crate::turn::{self, Turn};
 use crate::world::World;
 
 /// The binary, if it was built: that takes the feature `cli`.
-const PANDA: Option<&str> = option_env!("CARGO_BIN_EXE_panda");
+pub const PANDA: Option<&str> = option_env!("CARGO_BIN_EXE_panda");
 
 pub fn trials() -> Vec<Trial> {
     let needs = PANDA.map(|_| ()).ok_or("needs the feature `cli`");
@@ -116,18 +116,18 @@ fn expected(pair: Pair) -> &'static [&'static str] {
 }
 
 /// Runs `panda` at a host; its data directory is the host's own.
-fn panda(host: &Host, arguments: &[&str], file: &Path) -> Process {
+pub fn panda(host: &Host, arguments: &[&str], file: &Path) -> Process {
     let mut command = Command::new(PANDA.expect("a scene that needs it"));
     command.arg("-v").args(arguments).arg(file).args(["--durability", "process", "--data-dir"]);
     host.spawn(arguments[0], command.arg(host.directory().join(host.name())))
 }
 
-fn file(host: &Host) -> PathBuf {
+pub fn file(host: &Host) -> PathBuf {
     host.directory().join(format!("{}.md", host.name()))
 }
 
 #[track_caller]
-fn arrives(file: &Path, text: &str) {
+pub fn arrives(file: &Path, text: &str) {
     let what = format!("{text:?} in {}", file.display());
     shell::until(&what, PATIENCE, || (fs::read_to_string(file).ok()? == text).then_some(()));
 }

@@ -6,7 +6,7 @@
 //! record decides who is dialled, and TLS proves who answers.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rand_chacha::ChaCha20Rng;
 use tokio::time::{Instant, sleep_until};
@@ -24,12 +24,28 @@ use crate::ids::{DocumentId, PeerId};
 use crate::net::LanBoard;
 use crate::store::DocumentRecord;
 
+/// What a finder counted so far. Clones are handles.
+#[derive(Debug, Clone, Default)]
+pub struct LanStats(Arc<Mutex<LanCounters>>);
+
+impl LanStats {
+    /// The counters now.
+    pub fn counters(&self) -> LanCounters {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, counters: LanCounters) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+    }
+}
+
 /// Announces the node and looks for its peers until one of `view`, `finds` and `board` is gone.
 pub async fn run(
     node: PeerId,
     view: Arc<dyn NodeView>,
     mut board: Box<dyn LanBoard>,
     finds: Finds,
+    stats: LanStats,
     clock: Clock,
     mut random: ChaCha20Rng,
 ) {
@@ -58,7 +74,8 @@ pub async fn run(
         if let Some(turn) = announcer.on_timeout(Instant::now()) {
             let Some(address) = view.address() else { return };
             let turn: Vec<_> = documents.iter().filter(|record| turn.contains(&record.document)).cloned().collect();
-            let sealed = address.ok().filter(|_| !turn.is_empty()).and_then(|own| notice::seal(&own, &turn, &mut random));
+            let sealed =
+                address.ok().filter(|_| !turn.is_empty()).and_then(|own| notice::seal(&own, &turn, &mut random));
             tracing::debug!(documents = turn.len(), announced = sealed.is_some(), "local network");
             board.post(sealed);
         }
@@ -68,6 +85,7 @@ pub async fn run(
                 return;
             }
         }
+        stats.set(watcher.counters());
     }
 }
 

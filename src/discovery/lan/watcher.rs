@@ -260,7 +260,9 @@ mod tests {
     #[test]
     fn records_of_yesterday_and_of_tomorrow_are_ignored_and_so_are_ours() {
         let (mut watcher, now, mut random) = watcher(1);
-        for (seed, timestamp_us) in [(2, TODAY_US - 25 * HOUR_US), (2, TODAY_US + 25 * HOUR_US), (2, u64::MAX), (1, TODAY_US)] {
+        for (seed, timestamp_us) in
+            [(2, TODAY_US - 25 * HOUR_US), (2, TODAY_US + 25 * HOUR_US), (2, u64::MAX), (1, TODAY_US)]
+        {
             watcher.on_heard(&notice_of(&record(seed, timestamp_us), 0, &mut random));
         }
         assert_eq!(watcher.poll_found(now, TODAY_US), None);
@@ -327,7 +329,8 @@ mod tests {
         let (mut watcher, now, mut random) = watcher(20);
         let announced: Vec<_> = (10..10 + LAN_SLOTS as u16).map(document).collect();
         watcher.on_heard(&notice::seal(&record(2, TODAY_US), &announced, &mut random).unwrap());
-        let found: Vec<_> = std::iter::from_fn(|| watcher.poll_found(now, TODAY_US)).map(|found| found.document).collect();
+        let found: Vec<_> =
+            std::iter::from_fn(|| watcher.poll_found(now, TODAY_US)).map(|found| found.document).collect();
         assert_eq!(found, announced.iter().map(|document| document.document).collect::<Vec<_>>());
     }
 }

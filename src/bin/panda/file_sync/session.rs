@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use panda_network::discovery::Source;
-use panda_network::{
-    Document, DocumentEvent, NetworkEvent, NetworkEvents, PandaNetwork, StartFrom, Subscription,
-};
+use panda_network::{Document, DocumentEvent, NetworkEvent, NetworkEvents, PandaNetwork, StartFrom, Subscription};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::atomic_write::{Replaced, replace};
