@@ -20,9 +20,9 @@ use panda_network::nat::stun::{
 };
 use panda_network::operation::Head;
 use panda_network::rendezvous::address::{HostPort, RelayAddress};
+use panda_network::rendezvous::record::RendezvousRecord;
 use panda_network::rendezvous::seal;
 use panda_network::rendezvous::signal::{Candidate, CandidateKind, SessionSecret, Signal};
-use panda_network::rendezvous::record::RendezvousRecord;
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer, TurnTransport, Welcome};
 use panda_network::store::DocumentRecord;
 use panda_network::sync::tokens::{Role, Token};

@@ -96,3 +96,36 @@ fn an_old_ticket_leads_to_a_peer_that_moved_to_another_relay() {
 fn a_peer_that_publishes_no_record_is_not_found_elsewhere() {
     assert_eq!(sim::run(1, |sim| moved(sim, false)), None);
 }
+
+/// The hub points each of them at the other, and the relay introduces them, since they share a document.
+#[test]
+fn two_behind_nats_who_know_one_common_peer_find_each_other_with_a_relay() {
+    sim::run(1, |sim| async move {
+        let world = World::new(&sim, Duration::from_millis(30));
+        let mut nodes = Vec::new();
+        for (name, place) in [("hub", Place::Public), ("alice", Place::PortRestricted), ("bob", Place::PortRestricted)]
+        {
+            let directory = tempfile::tempdir().unwrap();
+            let options = PandaNetworkOptions::new(directory.path())
+                .with_durability(Durability::Process)
+                .with_discovery(DiscoveryOptions::new().with_topics(true))
+                .with_relays([world.relays[0].1.address().to_string()])
+                .with_simulation(&world.host(place), 4000, sim.derive_seed(name));
+            nodes.push((PandaNetwork::start(options).await.unwrap(), directory));
+        }
+        sleep(Duration::from_secs(5)).await;
+        let hub = nodes[0].0.address().unwrap();
+        let ticket = DocumentTicket::new(
+            panda_network::DocumentId::from_uuid(uuid::Uuid::from_u128(7)),
+            panda_network::DocumentKey::from_bytes([7; 32]),
+        );
+        let mut open = Vec::new();
+        for (node, _) in &nodes[1..] {
+            node.add_peer(hub.clone()).await.unwrap();
+            open.push(node.open(ticket.clone()).await.unwrap());
+        }
+        open[0].publish("hello").await.unwrap();
+        let arrived = timeout(Duration::from_secs(120), payloads(&open[1], 1)).await;
+        assert_eq!(arrived.expect("Alice's operation arrives"), ["hello"]);
+    });
+}
