@@ -52,8 +52,8 @@ pub trait HostNetwork: Send + Sync + Debug {
 /// Where machines of one network post notices for whoever is there. Anybody can post anything, as often as they like.
 /// Dropping it takes back what this machine posted.
 pub trait LanBoard: Send + Debug {
-    /// Puts a notice of at most `limits::LAN_NOTICE_MAX_BYTES` in the place of the last one, under a new name that tells
-    /// nothing; `None` takes it back. Best effort, and at once.
+    /// Puts a notice of at most `limits::LAN_NOTICE_MAX_BYTES` in the place of the last one, under names that tell
+    /// nothing more; `None` takes it back. Best effort, and at once.
     fn post(&mut self, notice: Option<Vec<u8>>);
 
     /// The next notice that was heard, perhaps this machine's own; `None` when the board is gone.

@@ -67,7 +67,8 @@ impl DiscoveryOptions {
     }
 
     /// Never connect to these peers, whoever dials; one that is allowed as well is denied. Default: nobody. What such a peer
-    /// wrote still arrives through others: this is about connections, not about a document's members.
+    /// wrote still arrives through others, and in a local network it can read this node's notices: this is about
+    /// connections, not about a document's members.
     pub fn with_denied_peers(mut self, peers: impl IntoIterator<Item = PeerId>) -> Self {
         self.denied = peers.into_iter().collect();
         self

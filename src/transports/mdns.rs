@@ -1,11 +1,11 @@
 //! A board in the local networks of this machine, by multicast DNS (RFC 6762) and service discovery (RFC 6763).
 //!
-//! Every notice is an instance of one service type, with a random instance name and a random host name. It travels in the TXT
+//! Every notice is an instance of one service type, with names that are hashes of it. It travels in the TXT
 //! record, cut into strings; the SRV record says nothing: its port would be a name that stays. `mdns-sd` does the rest, on a
 //! thread and sockets of its own (UDP port 5353, shared with other programs).
 //!
 //! That library keeps what it hears for as long as others say, without a bound of its own. So its size is looked at every two
-//! seconds, and when there is too much of it, it is stopped, and starts anew after [`QUIET`]: whoever floods a network can
+//! seconds, and when there is too much of it, it is stopped, and starts anew after a minute: whoever floods a network can
 //! keep us from finding peers there, and no more.
 
 use std::task::{Context, Poll};
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use mdns_sd::{DaemonEvent, Receiver, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo, TxtProperty};
-use rand::RngCore;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -31,6 +30,11 @@ const NO_PORT: u16 = 9;
 const STRING_BYTES: usize = 250;
 /// Strings that hold the largest notice.
 const STRINGS: usize = LAN_NOTICE_MAX_BYTES.div_ceil(STRING_BYTES);
+/// Domain separation of the names.
+const INSTANCE_CONTEXT: &str = "panda-network 2026 LAN instance";
+const HOST_CONTEXT: &str = "panda-network 2026 LAN host";
+/// Bytes of a name, before they are written as digits.
+const NAME_BYTES: usize = 16;
 /// How often it is looked how much the library keeps.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long this machine hears and says nothing after a flood, or when multicast DNS cannot be used.
@@ -175,11 +179,7 @@ impl Daemon {
             self.daemon.unregister(&posted)?;
         }
         if let Some(notice) = notice {
-            let host = format!("{}.local.", random_name());
-            let mut info = ServiceInfo::new(SERVICE, &random_name(), &host, (), NO_PORT, strings(notice))?;
-            // Nobody else has these names.
-            info.set_requires_probe(false);
-            let info = info.enable_addr_auto();
+            let info = instance(notice)?;
             self.posted = Some(info.get_fullname().to_owned());
             self.daemon.register(info)?;
         }
@@ -201,10 +201,18 @@ impl Drop for Daemon {
     }
 }
 
-fn random_name() -> String {
-    let mut bytes = [0; 16];
-    rand::rng().fill_bytes(&mut bytes);
-    HEXLOWER.encode(&bytes)
+/// The instance of our service that stands for a notice.
+fn instance(notice: &[u8]) -> mdns_sd::Result<ServiceInfo> {
+    let (name, host) = (name_of(INSTANCE_CONTEXT, notice), name_of(HOST_CONTEXT, notice));
+    let mut info = ServiceInfo::new(SERVICE, &name, &format!("{host}.local."), (), NO_PORT, strings(notice))?;
+    // Nobody else has these names.
+    info.set_requires_probe(false);
+    Ok(info.enable_addr_auto())
+}
+
+/// A name that is as random as the notice, and says no more.
+fn name_of(kind: &str, notice: &[u8]) -> String {
+    HEXLOWER.encode(&blake3::derive_key(kind, notice)[..NAME_BYTES])
 }
 
 /// A notice as the strings of a TXT record, numbered from 0.
@@ -270,11 +278,9 @@ mod tests {
         assert!(!serving.is_finished());
         // One stranger is enough, with many names.
         let flood = ServiceDaemon::new_with_port(port).unwrap();
-        for _ in 0..60 {
-            let host = format!("{}.local.", random_name());
-            let mut info = ServiceInfo::new(SERVICE, &random_name(), &host, (), NO_PORT, strings(b"noise")).unwrap();
-            info.set_requires_probe(false);
-            while flood.register(info.clone().enable_addr_auto()).is_err() {
+        for number in 0..60 {
+            let info = instance(&[number]).unwrap();
+            while flood.register(info.clone()).is_err() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
