@@ -202,6 +202,11 @@ impl PeerAddress {
         self.timestamp_us
     }
 
+    /// Whether strangers may hear of it, and ask it what they share.
+    pub fn is_findable(&self) -> bool {
+        self.capabilities.contains(Capabilities::DISCOVERY)
+    }
+
     /// The record as bytes, for the store and the wire.
     pub fn encode(&self) -> Vec<u8> {
         encode_cbor(&self.to_wire())

@@ -105,6 +105,44 @@ pub const PEERS_PER_SESSION: usize = 4096;
 /// Peers known per node. More: the oldest that shares no document is forgotten.
 pub const MAX_KNOWN_PEERS: usize = 4096;
 
+/// Strangers in the address book: peers that share no document with this node. More: who was never met goes first, then who
+/// was not heard of for longest.
+pub const BOOK_MAX_STRANGERS: usize = 1024;
+
+/// Attempts in vain at a peer before it counts as stale: it is not tried for discovery, and others do not hear of it.
+pub const BOOK_STALE_FAILURES: u32 = 8;
+
+/// How far in the future a peer may have signed its record, by our clock. Further: not kept, for it would win over all
+/// that the peer signs later. Generous, because clocks of laptops are wrong by hours.
+pub const RECORD_CLOCK_SKEW: Duration = Duration::from_secs(24 * 3600);
+
+/// Age of a stranger's record, by when it was signed and when it was heard. Older: not kept. Who is there signs new ones.
+pub const STRANGER_RECORD_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Topics in one message of confidential discovery: all documents that a node may have open. More: the run ends.
+pub const DISCOVERY_TOPICS: usize = MAX_OPEN_DOCUMENTS;
+
+/// Records of peers in one message of confidential discovery. More: the run ends.
+pub const DISCOVERY_RECORDS: usize = 64;
+
+/// Bytes of these records. More: the rest is left out.
+pub const DISCOVERY_RECORDS_MAX_BYTES: usize = 48 * 1024;
+
+/// Runs of confidential discovery that peers started, at once. More: refused with `TooBusy` and counted.
+pub const DISCOVERY_RUNS: usize = 16;
+
+/// Time between two runs that one peer starts. Sooner: as above.
+pub const DISCOVERY_RUN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long one run may take. Longer: given up.
+pub const DISCOVERY_RUN_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Visits to peers for discovery at once, each a connection that may be for nothing else. More wait.
+pub const DISCOVERY_VISITS: usize = 4;
+
+/// Peers that the walk of discovery knows of. More: not visited before one of the others is given up.
+pub const WALK_PEERS: usize = 1024;
+
 /// Connections at once, both directions. More: incoming ones are refused.
 pub const MAX_CONNECTIONS: usize = 1024;
 
@@ -221,6 +259,18 @@ pub const SOCKET_INJECTED: usize = 4096;
 
 /// Addresses that are taken from the answer to one name. More: the rest is left out.
 pub const RESOLVED_ADDRESSES: usize = 16;
+
+/// Largest rendezvous record, in bytes: four relays with the longest names. Larger: the session is closed.
+pub const RENDEZVOUS_RECORD_MAX_BYTES: usize = 2048;
+
+/// How long a relay keeps a rendezvous record. Then the peer is not found there any more, unless it published again.
+pub const RELAY_RECORD_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How often a node publishes its record again at the relays that it uses, whether or not it changed.
+pub const RENDEZVOUS_PUBLISH_INTERVAL: Duration = Duration::from_secs(12 * 3600);
+
+/// Relays at which one dial looks for a peer: those of its record and of this node, and where it moved to. More: left out.
+pub const RELAYS_PER_DIAL: usize = 2 * TICKET_MAX_RELAYS;
 
 /// How long both ends of a forwarding flow may be silent before a relay ends it.
 pub const RELAY_FLOW_IDLE: Duration = Duration::from_secs(60);

@@ -129,6 +129,41 @@ pub struct ForkProof {
     pub other: Operation,
 }
 
+/// Where a record about a peer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// From the peer, on a connection on which it showed its key.
+    FromItself,
+    /// From another peer or in a ticket.
+    FromOthers,
+}
+
+/// What became of records that were heard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Noted {
+    /// Peers that were not known before.
+    pub new: Vec<PeerId>,
+    /// Records that were not kept, since they were signed too far in the future or, of strangers, too long ago.
+    pub refused: usize,
+}
+
+/// What is known of a peer. All times are in µs since the Unix epoch by our clock, 0 for never.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownPeer {
+    /// Where it can be reached: the newest that it signed, as far as we heard.
+    pub address: PeerAddress,
+    /// This node's user named it as a peer to ask.
+    pub bootstrap: bool,
+    /// When its record was last heard.
+    pub heard_us: u64,
+    /// When it last proved to be there itself.
+    pub met_us: u64,
+    /// When it was last tried.
+    pub tried_us: u64,
+    /// Attempts in vain since it was met, or signed a new record.
+    pub failures: u32,
+}
+
 /// Storage failed. The environment erred, unless said otherwise.
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
@@ -264,11 +299,28 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Moves the cursor of a subscriber; never goes back.
     fn set_cursor(&self, log: LogId, name: &str, position: Position) -> StoreFuture<'_, ()>;
 
-    /// Keeps a peer's address if it is newer than the one that is here, and that the peer shares a document.
-    fn remember_peer(&self, log: LogId, address: PeerAddress) -> StoreFuture<'_, ()>;
+    /// Keeps a peer's address if it is newer than the one that is here, and that the peer shares a document. False, and
+    /// nothing is kept, when it was signed more than `limits::RECORD_CLOCK_SKEW` in the future.
+    fn remember_peer(&self, log: LogId, address: PeerAddress, heard: Heard) -> StoreFuture<'_, bool>;
 
     /// The known peers of a document, most recently heard of first.
     fn peers(&self, log: LogId) -> StoreFuture<'_, Vec<PeerAddress>>;
+
+    /// Keeps records of peers, whether or not they share a document, each if it is newer than the one that is here. With
+    /// `bootstrap` they are peers to ask, and never forgotten. Bounded: see `limits::BOOK_MAX_STRANGERS`.
+    fn note_peers(&self, records: Vec<PeerAddress>, bootstrap: bool) -> StoreFuture<'_, Noted>;
+
+    /// A known peer was tried, and answered or not.
+    fn note_visit(&self, peer: PeerId, reached: bool) -> StoreFuture<'_, ()>;
+
+    /// What is known of one peer.
+    fn known_peer(&self, peer: PeerId) -> StoreFuture<'_, Option<KnownPeer>>;
+
+    /// Peers that want to be asked, those to ask by name first, then who was met or heard of last. None that is stale.
+    fn known_peers(&self, limit: usize) -> StoreFuture<'_, Vec<KnownPeer>>;
+
+    /// Peers that share at least one of these documents, who was met last first. None that is stale.
+    fn sharing_peers(&self, logs: Vec<LogId>, limit: usize) -> StoreFuture<'_, Vec<KnownPeer>>;
 
     /// Waits for writes under way, makes a checkpoint and closes. Later calls fail with [`StoreError::Closed`].
     fn close(&self) -> StoreFuture<'_, ()>;

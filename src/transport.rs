@@ -58,6 +58,8 @@ pub enum CloseReason {
     GoingOffline = 9,
     /// This side does not connect to the peer, by its own choice.
     NotWelcome = 10,
+    /// The stream is for something that this side does not take part in.
+    NotOffered = 11,
 }
 
 /// A connection, a stream or an attempt at one failed.
@@ -278,6 +280,12 @@ pub trait Connection: Send + Sync + Debug {
     fn close(&self, reason: CloseReason);
     /// Resolves when the connection is gone, with why.
     fn closed(&self) -> BoxFuture<'_, TransportError>;
+}
+
+/// Takes streams of one kind that peers open, from the service that accepts them all.
+pub trait StreamHandler: Send + Sync + Debug {
+    /// Serves a stream on a task of its own, or refuses it; its first frame was read. Must return at once.
+    fn serve(&self, connection: Arc<dyn Connection>, stream: BiStream);
 }
 
 /// A request of the peer and the stream to answer it on. Dropping it tells the peer that it was refused.

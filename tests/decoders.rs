@@ -21,6 +21,7 @@ use panda_network::nat::stun::{
 use panda_network::operation::Head;
 use panda_network::rendezvous::address::{HostPort, RelayAddress};
 use panda_network::rendezvous::pin::SpkiPin;
+use panda_network::rendezvous::record::RendezvousRecord;
 use panda_network::rendezvous::seal;
 use panda_network::rendezvous::signal::{BirthdayWord, Candidate, CandidateKind, SessionSecret, Signal};
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer, TurnTransport, Welcome};
@@ -129,6 +130,11 @@ fn document_frames() -> Vec<Vec<u8>> {
     frames.iter().map(|frame| content(|out| frame.encode(out))).collect()
 }
 
+fn record(seed: u8) -> RendezvousRecord {
+    let relays = vec!["relay.example.org".parse().unwrap(), "192.0.2.1:8443".parse().unwrap()];
+    RendezvousRecord::sign(&Identity::from_seed(&[seed; 32]), relays, 7)
+}
+
 fn node_frames() -> Vec<Vec<u8>> {
     let to = peer(1);
     let frames = [
@@ -138,6 +144,8 @@ fn node_frames() -> Vec<Vec<u8>> {
         NodeFrame::Credentials,
         NodeFrame::Ping { nonce: u64::MAX },
         NodeFrame::Pong { nonce: 0 },
+        NodeFrame::Publish { record: record(1).encode() },
+        NodeFrame::Lookup { peer: to },
     ];
     frames.iter().map(|frame| content(|out| frame.encode(out))).collect()
 }
@@ -165,6 +173,7 @@ fn relay_frames() -> Vec<Vec<u8>> {
         RelayFrame::Credentials { turn: vec![turn.clone(), turn] },
         RelayFrame::Ping { nonce: 1 },
         RelayFrame::Pong { nonce: 1 },
+        RelayFrame::Record { peer, record: Some(record(1).encode()) },
         RelayFrame::GoingAway,
         RelayFrame::Busy { to: peer },
     ];

@@ -19,9 +19,11 @@ pub mod peer_machine;
 use crate::address::PeerAddress;
 use crate::backoff::ReconnectionPolicy;
 use crate::ids::PeerId;
-use crate::limits::MAX_KNOWN_PEERS;
+use crate::limits::{CONNECT_DEADLINE, MAX_KNOWN_PEERS};
 use crate::network_interface::ConnectionState;
-use crate::transport::{BoxFuture, CloseReason, Connection, ConnectionInfo, ConnectionStats, Transport};
+use crate::transport::{
+    BoxFuture, CloseReason, Connection, ConnectionInfo, ConnectionStats, Transport, TransportError,
+};
 use crate::watch;
 use peer_machine::new_connection_wins;
 
@@ -147,6 +149,34 @@ impl Connections {
         true
     }
 
+    /// The connection to this peer: the one there is, or a new one, which is kept no longer than its handler does. For asking a
+    /// peer something once.
+    ///
+    /// # Errors
+    /// [`TransportError`]: it cannot be reached, or this node is offline.
+    pub async fn visit(&self, address: &PeerAddress) -> Result<Arc<dyn Connection>, TransportError> {
+        let (inner, peer) = (&self.inner, address.peer_id());
+        if let Some(connection) = inner.current(&peer) {
+            return Ok(connection);
+        }
+        if !*inner.online.borrow() {
+            return Err(TransportError::ClosedHere);
+        }
+        let connection = inner.transport.connect(address, CONNECT_DEADLINE).await?;
+        inner.establish(connection);
+        // Not necessarily this one: the peer may have dialled as well.
+        inner.current(&peer).ok_or(TransportError::ClosedHere)
+    }
+
+    /// Closes the connection to a peer that was only visited: that this node dialled, and that it does not keep connected.
+    pub fn leave(&self, peer: &PeerId) {
+        let peers = self.inner.peers();
+        let visited = peers.get(peer).filter(|peer| peer.address.is_none()).and_then(|peer| peer.current.as_ref());
+        if let Some(current) = visited.filter(|current| current.dialled) {
+            current.connection.close(CloseReason::Done);
+        }
+    }
+
     /// Does not dial this peer any more. A connection that is there stays until it is closed.
     pub fn forget_peer(&self, peer_id: PeerId) {
         let mut peers = self.inner.peers();
@@ -225,6 +255,10 @@ impl Peer {
 }
 
 impl Inner {
+    fn current(&self, peer: &PeerId) -> Option<Arc<dyn Connection>> {
+        self.peers().get(peer)?.current.as_ref().map(|current| Arc::clone(&current.connection))
+    }
+
     /// A connection was made, by either side: it stays, or the one that is there does.
     fn establish(self: &Arc<Self>, connection: Arc<dyn Connection>) {
         let info = connection.info();

@@ -10,6 +10,10 @@ use tokio::sync::mpsc;
 pub mod lan;
 mod options;
 pub mod policy;
+mod run;
+pub mod topics;
+pub mod walk;
+mod wire;
 
 pub use options::DiscoveryOptions;
 

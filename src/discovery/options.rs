@@ -10,6 +10,8 @@ use crate::limits::{DISCOVERED_PEERS, DISCOVERED_PEERS_PER_DOCUMENT};
 #[derive(Debug, Clone)]
 pub struct DiscoveryOptions {
     pub(crate) lan: bool,
+    pub(crate) topics: bool,
+    pub(crate) rendezvous: bool,
     allowed: Option<BTreeSet<PeerId>>,
     denied: BTreeSet<PeerId>,
     pub(super) max_peers: usize,
@@ -21,6 +23,8 @@ impl DiscoveryOptions {
     pub fn new() -> Self {
         Self {
             lan: false,
+            topics: false,
+            rendezvous: true,
             allowed: None,
             denied: BTreeSet::new(),
             max_peers: DISCOVERED_PEERS,
@@ -34,6 +38,24 @@ impl DiscoveryOptions {
     /// through relays only, since it hides its addresses.
     pub fn with_lan(mut self, lan: bool) -> Self {
         self.lan = lan;
+        self
+    }
+
+    /// Ask other peers which documents they share, and answer those who ask (confidential discovery). Default: off. Peers are
+    /// asked at whom [`PandaNetwork::add_peer`](crate::PandaNetwork::add_peer) points, and at whom those point in turn. Whoever
+    /// asks or is asked learns which open documents are shared, the number of the others, and this node's key, addresses and
+    /// relays; these are also named to others who take part. Nobody learns of a document without having its key. Off, or
+    /// where the other one has it off, peers are found in the other ways.
+    pub fn with_topics(mut self, topics: bool) -> Self {
+        self.topics = topics;
+        self
+    }
+
+    /// Have the relays that this node uses keep where else it can be met, a week long, for whoever knows its key and asks:
+    /// the names of its relays and nothing else. Default: on. Off, who has an old ticket does not find a node that moved to
+    /// other relays.
+    pub fn with_rendezvous(mut self, rendezvous: bool) -> Self {
+        self.rendezvous = rendezvous;
         self
     }
 

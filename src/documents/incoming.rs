@@ -16,6 +16,7 @@ use crate::frame::FrameDecoder;
 use crate::ids::PeerId;
 use crate::limits::{DOCUMENT_MAX_AUTHORS, FRAME_MAX_BYTES, PEERS_PER_SESSION};
 use crate::operation::{Head, SeqNum};
+use crate::store::Heard;
 use crate::sync::wire::{DocumentFrame, Refusal};
 use crate::transport::RecvHalf;
 
@@ -225,7 +226,7 @@ impl<'a> Reader<'a> {
             let address = PeerAddress::decode(&record)
                 .map_err(|_| SessionError::Misbehaved("an address record that its peer did not sign"))?;
             if address.peer_id() != document.node {
-                document.remember_peer(address.clone()).await?;
+                document.remember_peer(address.clone(), Heard::FromOthers).await?;
                 // Full: whoever makes connections is busy; the address is remembered and used after a restart.
                 let _ = self.session.context.learned.try_send((document.record.document, address));
             }

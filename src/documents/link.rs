@@ -23,6 +23,7 @@ use crate::address::PeerAddress;
 use crate::frame::FrameDecoder;
 use crate::ids::PeerId;
 use crate::limits::{CONNECT_DEADLINE, FRAME_MAX_BYTES, MAX_OPEN_DOCUMENTS, PROTOCOL_ERRORS_PER_CONNECTION};
+use crate::store::Heard;
 use crate::sync::hello::{Hello, PROTOCOL_VERSIONS};
 use crate::sync::tokens::{EXPORTER_LABEL, Role, Token};
 use crate::sync::wire::{ControlFrame, StreamOpen};
@@ -163,7 +164,7 @@ impl Link {
         let Some(address) = self.state().address.clone() else { return Ok(()) };
         for document in self.shared_documents() {
             let _ = self.registry.context.learned.try_send((document.record.document, address.clone()));
-            document.remember_peer(address.clone()).await?;
+            document.remember_peer(address.clone(), Heard::FromItself).await?;
         }
         Ok(())
     }
@@ -317,6 +318,10 @@ async fn route(
                 }
             }
             None => refuse(&mut send, &mut receive, CloseReason::UnknownDocument),
+        },
+        Ok(StreamOpen::Discovery) => match link.registry.discovery.get() {
+            Some(discovery) => discovery.serve(Arc::clone(&link.connection), (send, receive)),
+            None => refuse(&mut send, &mut receive, CloseReason::NotOffered),
         },
         Ok(StreamOpen::Control) => {
             refuse(&mut send, &mut receive, CloseReason::BadFrame);

@@ -6,7 +6,7 @@
 //! a channel, to whoever does.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -39,7 +39,7 @@ use crate::ids::{DocumentId, PeerId};
 use crate::limits::{MAX_OPEN_DOCUMENTS, SIGNAL_PROOFS};
 use crate::rendezvous::doorkeeper::{Doorkeeper, Proof, proof};
 use crate::store::{DocumentRecord, Store, StoreError};
-use crate::transport::Connection;
+use crate::transport::{Connection, StreamHandler};
 use crate::watch;
 pub use context::Learned;
 use context::{Context, Metrics};
@@ -62,6 +62,8 @@ struct Registry {
     changed: watch::Sender<u64>,
     address: watch::Sender<Option<PeerAddress>>,
     goodbye: watch::Sender<bool>,
+    /// Who serves streams for confidential discovery; not set: nobody.
+    discovery: OnceLock<Arc<dyn StreamHandler>>,
 }
 
 impl Registry {
@@ -105,6 +107,7 @@ impl Documents {
             changed: watch::Sender::new(0),
             address: watch::Sender::new(None),
             goodbye: watch::Sender::new(false),
+            discovery: OnceLock::new(),
         };
         (Self { registry: Arc::new(registry) }, learned_receiver)
     }
@@ -154,6 +157,11 @@ impl Documents {
         for document in self.all() {
             self.close(&document.record().document);
         }
+    }
+
+    /// Hands the streams of confidential discovery to this service from now on. Only the first one is taken.
+    pub fn set_discovery(&self, discovery: Arc<dyn StreamHandler>) {
+        let _ = self.registry.discovery.set(discovery);
     }
 
     /// Where this node can be reached: connected peers are told.

@@ -19,7 +19,7 @@ use crate::ids::{LogId, PeerId};
 use crate::limits::{MAX_KNOWN_PEERS, RECENT_MAX_BYTES, RECENT_MAX_OPERATIONS};
 use crate::operation::SeqNum;
 use crate::store::{
-    CommitObserver, DocumentRecord, DocumentState, Heads, Position, Store, StoreError, StoredOperation,
+    CommitObserver, DocumentRecord, DocumentState, Heads, Heard, Position, Store, StoreError, StoredOperation,
 };
 use crate::watch;
 
@@ -210,9 +210,12 @@ impl OpenDocument {
     ///
     /// # Errors
     /// [`StoreError`] when it cannot be kept.
-    pub async fn remember_peer(&self, address: PeerAddress) -> Result<(), StoreError> {
+    pub async fn remember_peer(&self, address: PeerAddress, heard: Heard) -> Result<(), StoreError> {
         let (peer, timestamp_us) = (address.peer_id(), address.timestamp_us());
-        self.store.remember_peer(self.log, address).await?;
+        if !self.store.remember_peer(self.log, address, heard).await? {
+            tracing::debug!(peer = %peer.short(), "an address record from the future is not kept");
+            return Ok(());
+        }
         // Sessions pass newer addresses on to their peers.
         self.addresses.send_if_modified(|known| {
             let room = known.len() < MAX_KNOWN_PEERS || known.contains_key(&peer);

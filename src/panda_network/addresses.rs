@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Weak;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Node;
 use crate::address::TransportKind;
-use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, TICKET_MAX_RELAYS};
+use crate::discovery::topics::TopicDiscovery;
+use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, RENDEZVOUS_PUBLISH_INTERVAL, TICKET_MAX_RELAYS};
 use crate::rendezvous::signal::CandidateKind;
 use crate::transports::quic::QuicTransport;
 use crate::transports::relay_client::RelayState;
@@ -35,9 +36,10 @@ pub(super) fn reachable(quic: &QuicTransport) -> (Vec<(TransportKind, SocketAddr
 
 /// Follows the node's addresses and relays: when they changed, peers hear of it; when the machine slept as well,
 /// everybody who is not connected is dialled at once.
-pub(super) async fn follow(node: Weak<Node>) {
+/// With `rendezvous` relays hear of it as well.
+pub(super) async fn follow(node: Weak<Node>, rendezvous: bool) {
     let Some(mut candidates) = node.upgrade().map(|node| node.quic.candidates()) else { return };
-    let mut last = None;
+    let (mut last, mut published) = (None, None);
     while let Some(node) = node.upgrade() {
         let now = (reachable(&node.quic), node.clock.now_us());
         if let Some((reached, at_us)) = &last {
@@ -51,8 +53,16 @@ pub(super) async fn follow(node: Weak<Node>) {
                     node.documents.set_address(address);
                 }
                 node.discovery.on_change();
+                node.topics.get().into_iter().for_each(TopicDiscovery::on_network_change);
                 node.connections.retry_now();
             }
+        }
+        let due = published.as_ref().is_none_or(|(relays, at): &(Vec<String>, Instant)| {
+            *relays != now.0.1 || at.elapsed() >= RENDEZVOUS_PUBLISH_INTERVAL
+        });
+        if rendezvous && due {
+            node.publish_record();
+            published = Some((now.0.1.clone(), Instant::now()));
         }
         last = Some(now);
         drop(node);

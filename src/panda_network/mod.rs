@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rand::{RngCore, SeedableRng};
@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 mod addresses;
+mod asking;
 mod discovery;
 mod document;
 mod error;
@@ -26,10 +27,11 @@ pub use events::{EventsMissed, NetworkEvent, NetworkEvents};
 pub use in_memory::{InMemoryHub, InMemoryNetwork};
 pub use options::PandaNetworkOptions;
 
-use crate::address::{AddressError, DocumentTicket, PeerAddress};
+use crate::address::{AddressError, Capabilities, DocumentTicket, PeerAddress};
 use crate::clock::Clock;
 use crate::connections::Connections;
 use crate::discovery::lan::LanCounters;
+use crate::discovery::topics::TopicDiscovery;
 use crate::discovery::{Finds, Found, Source};
 use crate::documents::{Documents, OpenDocument};
 use crate::identity::Identity;
@@ -38,7 +40,7 @@ use crate::limits::CONNECT_DEADLINE;
 use crate::network_interface::ConnectionState;
 use crate::rendezvous::address::RelayAddress;
 use crate::storage::{SqliteStore, StorageOptions};
-use crate::store::{DocumentRecord, Store, StoreError};
+use crate::store::{DocumentRecord, Heard, Store, StoreError};
 use crate::sync::hello::PROTOCOL_VERSIONS;
 use crate::transport::{ConnectionInfo, ConnectionStats, PathReport, Transport, TransportStats};
 use crate::transports::quic::{QuicTransport, SocketStats};
@@ -73,6 +75,8 @@ struct Node {
     documents: Documents,
     connections: Connections,
     discovery: Discovery,
+    /// Set when discovery by asking is on.
+    topics: OnceLock<TopicDiscovery>,
     random: Mutex<ChaCha20Rng>,
     tasks: Mutex<JoinSet<()>>,
     /// Set once, by the end of the node.
@@ -92,7 +96,11 @@ impl Node {
     /// A freshly signed record of where this node can be reached.
     fn address(&self) -> Result<PeerAddress, AddressError> {
         let (addresses, relays) = addresses::reachable(&self.quic);
-        PeerAddress::sign(&self.identity, addresses, relays, self.clock.now_us())
+        let capabilities = match self.topics.get() {
+            Some(_) => Capabilities::NODE.with(Capabilities::DISCOVERY),
+            None => Capabilities::NODE,
+        };
+        PeerAddress::sign_capable(&self.identity, addresses, relays, capabilities, self.clock.now_us())
     }
 
     fn stop_tasks(&self) {
@@ -100,6 +108,7 @@ impl Node {
         // Dropping the set aborts its tasks.
         drop(std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner)));
         self.connections.stop();
+        self.topics.get().into_iter().for_each(TopicDiscovery::stop);
         self.discovery.events.close();
     }
 
@@ -177,7 +186,7 @@ impl PandaNetwork {
             random.next_u64(),
         );
         let (random, tasks) = (Mutex::new(random), Mutex::new(JoinSet::new()));
-        let (discovery, ended) = (Discovery::new(finding, events), AtomicBool::new(false));
+        let (discovery, ended) = (Discovery::new(finding.clone(), events), AtomicBool::new(false));
         let node = Arc::new(Node {
             identity,
             clock,
@@ -187,18 +196,23 @@ impl PandaNetwork {
             documents,
             connections,
             discovery,
+            topics: OnceLock::new(),
             random,
             tasks,
             ended,
         });
+        let (finds, found) = Finds::new();
+        if finding.topics {
+            // Set once: the node is new.
+            let _ = node.topics.set(asking::start(&node, &finding, finds.clone()));
+        }
         node.documents.set_address(node.address()?);
         let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        let (finds, found) = Finds::new();
         tasks.spawn(discovery::take_finds(Arc::downgrade(&node), found, learned));
         if let Some(network) = lan {
             discovery::look_in_lan(&node, &mut tasks, &*network, finds);
         }
-        tasks.spawn(addresses::follow(Arc::downgrade(&node)));
+        tasks.spawn(addresses::follow(Arc::downgrade(&node), finding.rendezvous));
         drop(tasks);
         Ok(Self { node })
     }
@@ -227,7 +241,7 @@ impl PandaNetwork {
         let document = self.open_record(record).await?;
         self.add_relays(ticket.relays());
         for peer in ticket.peers() {
-            document.open.remember_peer(peer.clone()).await?;
+            document.open.remember_peer(peer.clone(), Heard::FromOthers).await?;
             self.node.on_found(Found { peer: peer.clone(), document: document.id(), source: Source::Ticket });
         }
         Ok(document)
@@ -288,6 +302,7 @@ impl PandaNetwork {
     /// changes by itself within seconds; an editor that knows earlier says so here.
     pub fn on_network_change(&self) {
         self.node.quic.on_network_change();
+        self.node.topics.get().into_iter().for_each(TopicDiscovery::on_network_change);
         self.node.connections.retry_now();
     }
 

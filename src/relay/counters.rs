@@ -50,6 +50,8 @@ macro_rules! counters {
             pub flows: u64,
             /// TURN allocations now.
             pub allocations: u64,
+            /// Rendezvous records now.
+            pub records: u64,
             $(#[doc = $help] pub $name: u64,)*
         }
 
@@ -64,6 +66,7 @@ macro_rules! counters {
                 put("gauge", "panda_relay_sessions", "Sessions now.", self.sessions);
                 put("gauge", "panda_relay_flows", "Forwarding flows now.", self.flows);
                 put("gauge", "panda_relay_allocations", "TURN allocations now.", self.allocations);
+                put("gauge", "panda_relay_records", "Rendezvous records now.", self.records);
                 $(put("counter", $metric, $help, self.$name);)*
                 text
             }

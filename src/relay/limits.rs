@@ -18,6 +18,8 @@ pub struct RelayLimits {
     pub(super) streams: usize,
     pub(super) streams_per_address: usize,
     pub(super) stun_per_address: Rate,
+    pub(super) records: usize,
+    pub(super) records_per_address: usize,
 }
 
 impl Default for RelayLimits {
@@ -43,6 +45,8 @@ impl RelayLimits {
             streams: 16_384,
             streams_per_address: 256,
             stun_per_address: Rate { per_second: 50, burst: 500 },
+            records: 32_768,
+            records_per_address: 512,
         }
     }
 
@@ -118,6 +122,13 @@ impl RelayLimits {
     /// TCP connections at once from one address, as for sessions. Default 256.
     pub fn with_streams_per_address(mut self, streams: usize) -> Self {
         self.streams_per_address = streams;
+        self
+    }
+
+    /// Rendezvous records that are kept: altogether, and of peers at one address, as for sessions. Default 32768, and 512; each
+    /// costs about 300 bytes, at most 2 kB. When there are as many altogether, the oldest goes; of an address no more are taken.
+    pub fn with_records(mut self, records: usize, per_address: usize) -> Self {
+        (self.records, self.records_per_address) = (records, per_address);
         self
     }
 

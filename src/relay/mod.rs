@@ -16,6 +16,7 @@ mod options;
 mod peers;
 mod ports;
 mod quota;
+mod records;
 mod sessions;
 mod setup;
 mod shared;

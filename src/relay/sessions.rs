@@ -18,9 +18,11 @@ use rand_chacha::ChaCha20Rng;
 use super::flows::{Fate, FlowPath, Flows, Forward};
 use super::limits::RelayLimits;
 use super::peers::PeerPolicy;
-use super::quota::{Bucket, network_of};
+use super::quota::{Bucket, Rate, network_of};
+use super::records::Records;
 use crate::ids::PeerId;
 use crate::limits::{HEARTBEAT_INTERVAL, HEARTBEATS_MISSED, PUNCH_DELAY_MAX, RELAY_REFUSALS_PER_SESSION};
+use crate::rendezvous::record::RendezvousRecord;
 use crate::rendezvous::wire::{NodeFrame, RelayFrame};
 
 /// One-way time to a client that was not measured yet.
@@ -33,6 +35,11 @@ const FIRST_PINGS: u32 = 2;
 const FIRST_PINGS_INTERVAL: Duration = Duration::from_secs(2);
 /// Draws of flow ids before giving up; one collision among 2^64 is a defect of the generator.
 const FLOW_ID_DRAWS: usize = 4;
+
+/// Records of one session: one in ten seconds, and ten at once.
+const PUBLISH_RATE: Rate = Rate { per_second: 1, burst: 10 * PUBLISH_COST };
+/// What one record takes of that.
+const PUBLISH_COST: u64 = 10;
 
 /// A session's number, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +88,8 @@ struct Session {
     missed: u32,
     next_ping: Instant,
     requests: Bucket,
+    /// Records, whose signatures cost more than other frames.
+    published: Bucket,
     refused: u32,
     bytes: Bucket,
 }
@@ -96,6 +105,7 @@ pub(super) struct Rendezvous {
     by_network: HashMap<IpAddr, usize>,
     next_session: u64,
     flows: Flows,
+    records: Records,
     bytes: Bucket,
     outputs: VecDeque<Output>,
     /// No ping is due before.
@@ -113,6 +123,7 @@ impl Rendezvous {
             by_network: HashMap::new(),
             next_session: 0,
             flows: Flows::new(policy),
+            records: Records::default(),
             outputs: VecDeque::new(),
             next_ping: None,
         }
@@ -121,6 +132,11 @@ impl Rendezvous {
     /// Sessions there are.
     pub(super) fn sessions(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Records there are.
+    pub(super) fn records(&self) -> usize {
+        self.records.len()
     }
 
     /// Flows there are.
@@ -160,6 +176,7 @@ impl Rendezvous {
             missed: 0,
             next_ping: now,
             requests: Bucket::new(self.limits.requests_per_client, now),
+            published: Bucket::new(PUBLISH_RATE, now),
             refused: 0,
             bytes: Bucket::new(self.limits.bytes_per_client, now),
         };
@@ -200,7 +217,11 @@ impl Rendezvous {
                 NodeFrame::Signal { to, .. } | NodeFrame::Forward { to } | NodeFrame::Punch { to, .. } => {
                     self.tell(id, RelayFrame::Busy { to });
                 }
-                NodeFrame::Credentials | NodeFrame::Ping { .. } | NodeFrame::Pong { .. } => {}
+                NodeFrame::Credentials
+                | NodeFrame::Ping { .. }
+                | NodeFrame::Pong { .. }
+                | NodeFrame::Publish { .. }
+                | NodeFrame::Lookup { .. } => {}
             }
             return false;
         }
@@ -216,6 +237,11 @@ impl Rendezvous {
             NodeFrame::Credentials => self.outputs.push_back(Output::Credentials(id)),
             NodeFrame::Ping { nonce } => self.tell(id, RelayFrame::Pong { nonce }),
             NodeFrame::Pong { nonce } => self.on_pong(id, nonce, now),
+            NodeFrame::Publish { record } => return self.publish(id, &record, now),
+            NodeFrame::Lookup { peer } => {
+                let record = self.records.lookup(&peer, now);
+                self.tell(id, RelayFrame::Record { peer, record });
+            }
         }
         true
     }
@@ -290,6 +316,17 @@ impl Rendezvous {
             Some(there) if there != asker => act(self, there),
             _ => self.tell(asker, RelayFrame::NotHere { to }),
         }
+    }
+
+    /// Keeps what a peer says about itself; false when it was refused.
+    fn publish(&mut self, id: SessionId, record: &Bytes, now: Instant) -> bool {
+        let Some(session) = self.sessions.get_mut(&id) else { return true };
+        if !session.published.take(PUBLISH_COST, now) {
+            return false;
+        }
+        let Ok(record) = RendezvousRecord::decode(record) else { return false };
+        let limits = (self.limits.records, self.limits.records_per_address);
+        record.peer() == session.peer && self.records.publish(&record, network_of(session.ip), limits, now)
     }
 
     fn forward(&mut self, id: SessionId, there: SessionId, now: Instant) {

@@ -4,7 +4,6 @@ use rand::SeedableRng;
 
 use super::*;
 use crate::identity::Identity;
-use crate::relay::quota::Rate;
 
 fn peer(n: u8) -> PeerId {
     Identity::from_seed(&[n; 32]).peer_id()
@@ -226,4 +225,38 @@ fn a_client_that_no_longer_answers_is_forgotten_and_one_that_does_stays() {
         pair.relay.on_timeout(at);
     }
     assert_eq!(pair.relay.sessions.keys().collect::<Vec<_>>(), [&alice], "{bob:?} is gone");
+}
+
+#[test]
+fn a_record_is_found_after_its_peer_is_gone_and_only_its_own_peer_publishes_it() {
+    let mut pair = pair(RelayLimits::new());
+    let (alice, bob) = (pair.alice, pair.bob);
+    let record = |seed: u8, timestamp_us| {
+        let relay = "relay.example.org".parse().unwrap();
+        RendezvousRecord::sign(&Identity::from_seed(&[seed; 32]), vec![relay], timestamp_us).encode()
+    };
+    let lookup = |pair: &mut Pair| pair.say(alice, NodeFrame::Lookup { peer: peer(2) });
+    let answer = |record| vec![Output::Frame(alice, RelayFrame::Record { peer: peer(2), record })];
+    assert_eq!(lookup(&mut pair), answer(None));
+    assert!(!pair.relay.on_frame(alice, NodeFrame::Publish { record: record(2, 9) }, pair.now), "of somebody else");
+    assert!(pair.relay.on_frame(bob, NodeFrame::Publish { record: record(2, 5) }, pair.now));
+    assert!(!pair.relay.on_frame(bob, NodeFrame::Publish { record: record(2, 4) }, pair.now), "an older one");
+    assert!(!pair.relay.on_frame(bob, NodeFrame::Publish { record: record(2, 5).slice(1..) }, pair.now), "damaged");
+    pair.relay.on_closed(bob);
+    assert_eq!(lookup(&mut pair), answer(Some(record(2, 5))));
+}
+
+#[test]
+fn records_of_one_session_are_verified_ten_at_once_and_then_one_in_ten_seconds() {
+    let mut pair = pair(RelayLimits::new());
+    let record =
+        |timestamp_us| RendezvousRecord::sign(&Identity::from_seed(&[1; 32]), Vec::new(), timestamp_us).encode();
+    let alice = pair.alice;
+    let start = pair.now;
+    let mut taken = |from: u64, at| {
+        let publish = |n| NodeFrame::Publish { record: record(from + n) };
+        (0..30).filter(|n| pair.relay.on_frame(alice, publish(*n), at)).count()
+    };
+    assert_eq!(taken(0, start), 10);
+    assert_eq!(taken(100, start + Duration::from_secs(20)), 2);
 }

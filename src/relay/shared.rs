@@ -98,13 +98,13 @@ impl Sessions {
 
 impl Shared {
     pub(super) fn snapshot(&self) -> RelaySnapshot {
-        let (sessions, flows) = {
-            let sessions = lock(&self.sessions);
-            (sessions.machine.sessions(), sessions.machine.flows())
+        let (sessions, flows, records) = {
+            let machine = &lock(&self.sessions).machine;
+            (machine.sessions(), machine.flows(), machine.records() as u64)
         };
         let allocations = self.turn.as_ref().map_or(0, |turn| lock(turn).machine.allocations());
         let (sessions, flows, allocations) = (sessions as u64, flows as u64, allocations as u64);
-        RelaySnapshot { sessions, flows, allocations, ..self.counters.snapshot() }
+        RelaySnapshot { sessions, flows, allocations, records, ..self.counters.snapshot() }
     }
 
     /// A node showed its key: it is welcomed.

@@ -2,12 +2,14 @@
 //!
 //! Pure: [`address`] is how a relay is written down, [`wire`] what a node and a relay say to each other on one TLS stream,
 //! [`forward`] how datagrams travel through a relay's UDP port, [`signal`] what two peers tell each other through it,
-//! [`seal`] how they keep that from the relay, and [`pin`] which key a TURN server must have. Not here: the relay itself (`relay/`), and the node's session with it.
+//! [`seal`] how they keep that from the relay, [`record`] where a peer can be met, and [`pin`] which key a TURN server must
+//! have. Not here: the relay itself (`relay/`), and the node's session with it.
 
 pub mod address;
 pub mod doorkeeper;
 pub mod forward;
 pub mod pin;
+pub mod record;
 pub mod seal;
 pub mod signal;
 pub mod wire;

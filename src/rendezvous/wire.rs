@@ -15,7 +15,8 @@ use crate::cbor::{self, CborError, Encoded, Out, Reader};
 use crate::frame::put_frame;
 use crate::ids::PeerId;
 use crate::limits::{
-    HOST_NAME_MAX_BYTES, RELAY_DATAGRAM_ADDRESSES, RELAY_SERVERS, SIGNAL_SEALED_MAX_BYTES, TURN_CREDENTIAL_MAX_BYTES,
+    HOST_NAME_MAX_BYTES, RELAY_DATAGRAM_ADDRESSES, RELAY_SERVERS, RENDEZVOUS_RECORD_MAX_BYTES, SIGNAL_SEALED_MAX_BYTES,
+    TURN_CREDENTIAL_MAX_BYTES,
 };
 
 /// What a node says to a relay.
@@ -51,6 +52,16 @@ pub enum NodeFrame {
     Pong {
         /// That of the ping.
         nonce: u64,
+    },
+    /// Keep this for whoever asks for me.
+    Publish {
+        /// See [`super::record`]; at most `RENDEZVOUS_RECORD_MAX_BYTES`.
+        record: Bytes,
+    },
+    /// Where else can this peer be met? Answered with [`RelayFrame::Record`].
+    Lookup {
+        /// The peer.
+        peer: PeerId,
     },
 }
 
@@ -113,6 +124,13 @@ pub enum RelayFrame {
     Busy {
         /// The peer.
         to: PeerId,
+    },
+    /// What a peer published here last.
+    Record {
+        /// The peer.
+        peer: PeerId,
+        /// See [`super::record`]; `None`: nothing, or it expired.
+        record: Option<Bytes>,
     },
 }
 
@@ -183,6 +201,8 @@ impl NodeFrame {
             Self::Credentials => put(out, 1, 3, |_| Ok(())),
             Self::Ping { nonce } => put(out, 2, 4, |e| e.u64(*nonce).map(|_| ())),
             Self::Pong { nonce } => put(out, 2, 5, |e| e.u64(*nonce).map(|_| ())),
+            Self::Publish { record } => put(out, 2, 6, |e| e.bytes(record).map(|_| ())),
+            Self::Lookup { peer } => put(out, 2, 7, |e| put_peer(e, peer).map(|_| ())),
         }
     }
 
@@ -198,6 +218,8 @@ impl NodeFrame {
             3 => Ok(Self::Credentials),
             4 => Ok(Self::Ping { nonce: reader.u64()? }),
             5 => Ok(Self::Pong { nonce: reader.u64()? }),
+            6 => Ok(Self::Publish { record: read_record(reader)? }),
+            7 => Ok(Self::Lookup { peer: reader.peer()? }),
             kind => Err(CborError::UnknownKind(kind)),
         })
     }
@@ -228,6 +250,10 @@ impl RelayFrame {
             Self::Pong { nonce } => put(out, 2, 8, |e| e.u64(*nonce).map(|_| ())),
             Self::GoingAway => put(out, 1, 9, |_| Ok(())),
             Self::Busy { to } => put(out, 2, 10, |e| put_peer(e, to).map(|_| ())),
+            Self::Record { peer, record } => put(out, 3, 11, |e| {
+                put_peer(e, peer)?;
+                cbor::put_list(e, record.as_slice(), |e, record| e.bytes(record).map(|_| ()))
+            }),
         }
     }
 
@@ -256,6 +282,7 @@ impl RelayFrame {
             8 => Ok(Self::Pong { nonce: reader.u64()? }),
             9 => Ok(Self::GoingAway),
             10 => Ok(Self::Busy { to: reader.peer()? }),
+            11 => Ok(Self::Record { peer: reader.peer()?, record: reader.list("records", 1, read_record)?.pop() }),
             kind => Err(CborError::UnknownKind(kind)),
         })
     }
@@ -263,6 +290,10 @@ impl RelayFrame {
 
 fn read_sealed(reader: &mut Reader<'_>) -> Result<Bytes, CborError> {
     reader.bytes("sealed bytes", SIGNAL_SEALED_MAX_BYTES)
+}
+
+fn read_record(reader: &mut Reader<'_>) -> Result<Bytes, CborError> {
+    reader.bytes("bytes of a record", RENDEZVOUS_RECORD_MAX_BYTES)
 }
 
 fn put_host(e: &mut Out<'_>, server: &HostPort) -> Encoded {
@@ -362,6 +393,8 @@ mod tests {
             RelayFrame::Pong { nonce: 2 },
             RelayFrame::GoingAway,
             RelayFrame::Busy { to: peer },
+            RelayFrame::Record { peer, record: None },
+            RelayFrame::Record { peer, record: Some(Bytes::from(vec![7; RENDEZVOUS_RECORD_MAX_BYTES])) },
         ]
     }
 
@@ -380,6 +413,8 @@ mod tests {
             NodeFrame::Credentials,
             NodeFrame::Ping { nonce: 3 },
             NodeFrame::Pong { nonce: 4 },
+            NodeFrame::Publish { record: Bytes::from_static(b"record") },
+            NodeFrame::Lookup { peer: to },
         ];
         for frame in frames {
             let mut out = Vec::new();

@@ -25,7 +25,10 @@ const WAL_KEEP_BYTES: i64 = 32 * 1024 * 1024;
 const STATEMENTS: usize = 64;
 
 /// All migrations, in order. Append only.
-const STEPS: &[M<'static>] = &[M::up(include_str!("../../migrations/0001-foundation.sql"))];
+const STEPS: &[M<'static>] = &[
+    M::up(include_str!("../../migrations/0001-foundation.sql")),
+    M::up(include_str!("../../migrations/0002-address-book.sql")),
+];
 static MIGRATIONS: Migrations<'static> = Migrations::from_slice(STEPS);
 
 /// Where a database is.

@@ -3,10 +3,11 @@
 //! [`SqliteStore::open`] takes the data directory for this process; after that use the store through the port,
 //! [`Store`]. Writes go to one thread, which commits whatever waits in one transaction (`engine`, `write`, `writer`);
 //! reads run beside it on connections of their own (`read`, `readers`). Inline, for simulations, the same code runs at
-//! the call. p2panda's store traits are implemented as well (`p2panda`), over the same tables and checks.
+//! the call. p2panda's store traits are implemented as well (`p2panda`, `p2panda_book`), over the same tables and checks.
 //!
 //! Not here: whether an operation is signed (its type says so), whom to send it to, and what a restored backup means.
 
+mod book;
 mod columns;
 mod database;
 mod document;
@@ -16,6 +17,7 @@ mod instance;
 mod lock;
 mod options;
 mod p2panda;
+mod p2panda_book;
 mod read;
 mod readers;
 mod write;
@@ -44,8 +46,8 @@ use crate::identity::Identity;
 use crate::ids::{LogId, OperationId, PeerId};
 use crate::operation::{Operation, SeqNum};
 use crate::store::{
-    CommitObserver, DocumentRecord, DocumentState, ForkProof, Ingested, Position, Store, StoreError, StoreFuture,
-    StoredOperation,
+    CommitObserver, DocumentRecord, DocumentState, ForkProof, Heard, Ingested, KnownPeer, Noted, Position, Store,
+    StoreError, StoreFuture, StoredOperation,
 };
 
 /// The store of a node in SQLite. Clones are handles on one store.
@@ -215,12 +217,32 @@ impl Store for SqliteStore {
         Box::pin(self.write(0, move |engine| engine.set_cursor(log, &name, position)))
     }
 
-    fn remember_peer(&self, log: LogId, address: PeerAddress) -> StoreFuture<'_, ()> {
-        Box::pin(self.write(0, move |engine| engine.remember_peer(log, &address)))
+    fn remember_peer(&self, log: LogId, address: PeerAddress, heard: Heard) -> StoreFuture<'_, bool> {
+        Box::pin(self.write(0, move |engine| engine.remember_peer(log, &address, heard)))
     }
 
     fn peers(&self, log: LogId) -> StoreFuture<'_, Vec<PeerAddress>> {
-        Box::pin(self.read(move |connection, _| read::peers(connection, log)))
+        Box::pin(self.read(move |connection, _| book::peers(connection, log)))
+    }
+
+    fn note_peers(&self, records: Vec<PeerAddress>, bootstrap: bool) -> StoreFuture<'_, Noted> {
+        Box::pin(self.write(0, move |engine| engine.note_peers(&records, bootstrap)))
+    }
+
+    fn note_visit(&self, peer: PeerId, reached: bool) -> StoreFuture<'_, ()> {
+        Box::pin(self.write(0, move |engine| engine.note_visit(&peer, reached)))
+    }
+
+    fn known_peer(&self, peer: PeerId) -> StoreFuture<'_, Option<KnownPeer>> {
+        Box::pin(self.read(move |connection, _| book::known_peer(connection, &peer)))
+    }
+
+    fn known_peers(&self, limit: usize) -> StoreFuture<'_, Vec<KnownPeer>> {
+        Box::pin(self.read(move |connection, _| book::known_peers(connection, limit)))
+    }
+
+    fn sharing_peers(&self, logs: Vec<LogId>, limit: usize) -> StoreFuture<'_, Vec<KnownPeer>> {
+        Box::pin(self.read(move |connection, _| book::sharing_peers(connection, &logs, limit)))
     }
 
     fn close(&self) -> StoreFuture<'_, ()> {

@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::columns::{bad_column, blob, blob_ref, number, peer_id, to_column};
 use super::document::find;
 use super::errors::Outcome;
-use crate::address::PeerAddress;
 use crate::ids::{DocumentId, DocumentKey, LogId, OperationId, PeerId};
 use crate::limits::{FORK_PROOFS_MAX_BYTES, PAGE_MAX_BYTES, PAGE_MAX_OPERATIONS};
 use crate::operation::{Operation, SeqNum, StoredParts};
@@ -43,13 +42,16 @@ impl Authors {
 
 pub(super) fn documents(connection: &Connection) -> Outcome<Vec<DocumentRecord>> {
     let mut statement = connection.prepare_cached("SELECT document, key FROM documents ORDER BY log")?;
-    let records = statement.query_map([], |row| {
-        Ok(DocumentRecord {
-            document: DocumentId::from_uuid(Uuid::from_bytes(row.get(0)?)),
-            key: DocumentKey::from_bytes(row.get(1)?),
-        })
-    })?;
+    let records = statement.query_map([], document_record)?;
     Ok(records.collect::<Result<_, _>>()?)
+}
+
+/// The columns `document` and `key`.
+pub(super) fn document_record(row: &Row<'_>) -> rusqlite::Result<DocumentRecord> {
+    Ok(DocumentRecord {
+        document: DocumentId::from_uuid(Uuid::from_bytes(row.get(0)?)),
+        key: DocumentKey::from_bytes(row.get(1)?),
+    })
 }
 
 pub(super) fn author_page(
@@ -146,23 +148,6 @@ pub(super) fn cursor(connection: &Connection, log: LogId, name: &str) -> Outcome
     Ok(position.unwrap_or(0))
 }
 
-pub(super) fn peers(connection: &Connection, log: LogId) -> Outcome<Vec<PeerAddress>> {
-    let log = log_row(connection, log)?;
-    let mut statement = connection.prepare_cached(
-        "SELECT address FROM peer_documents JOIN peers USING (peer) WHERE log = ?1 ORDER BY heard_us DESC, peer",
-    )?;
-    let mut rows = statement.query([log])?;
-    let mut peers = Vec::new();
-    while let Some(row) = rows.next()? {
-        match PeerAddress::decode(blob_ref(row, 0)?) {
-            Ok(address) => peers.push(address),
-            // An address is a hint, and other peers have it as well: no reason to fail.
-            Err(error) => tracing::warn!(%error, "a stored peer address cannot be read"),
-        }
-    }
-    Ok(peers)
-}
-
 /// Everybody with an operation in a log, for p2panda's traits.
 pub(super) fn authors(connection: &Connection, log: LogId) -> Outcome<Vec<PeerId>> {
     let mut statement = connection.prepare_cached(
@@ -201,7 +186,7 @@ pub(super) fn range_size(
         })?)
 }
 
-fn log_row(connection: &Connection, log: LogId) -> Outcome<i64> {
+pub(super) fn log_row(connection: &Connection, log: LogId) -> Outcome<i64> {
     Ok(find(connection, log)?.ok_or(StoreError::UnknownDocument(log))?)
 }
 

@@ -11,9 +11,8 @@ use super::columns::{number, to_column};
 use super::document::{AuthorLog, Document, Verdict, find, operation_at};
 use super::engine::Engine;
 use super::errors::Outcome;
-use crate::address::PeerAddress;
 use crate::ids::{LogId, PeerId};
-use crate::limits::{DOCUMENT_MAX_AUTHORS, MAX_KNOWN_PEERS};
+use crate::limits::DOCUMENT_MAX_AUTHORS;
 use crate::operation::{Operation, SeqNum, check_payload};
 use crate::store::{
     CommitObserver, DocumentRecord, DocumentState, Ingested, Position, Refused, RefusedReason, StoreError,
@@ -115,44 +114,6 @@ impl Engine {
                  ON CONFLICT DO UPDATE SET position = max(position, excluded.position)",
             )?
             .execute(params![log, name, to_column(position)])?;
-        Ok(())
-    }
-
-    pub(super) fn remember_peer(&mut self, log: LogId, address: &PeerAddress) -> Outcome<()> {
-        let log = self.row(log)?;
-        let peer = self.intern(&address.peer_id())?;
-        self.connection
-            .prepare_cached(
-                "INSERT INTO peers (peer, address, timestamp_us) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET address = excluded.address, timestamp_us = excluded.timestamp_us
-                 WHERE excluded.timestamp_us > timestamp_us",
-            )?
-            .execute(params![peer, address.encode(), to_column(address.timestamp_us())])?;
-        self.connection
-            .prepare_cached(
-                "INSERT INTO peer_documents (log, peer, heard_us) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET heard_us = max(heard_us, excluded.heard_us)",
-            )?
-            .execute(params![log, peer, to_column(self.clock.now_us())])?;
-        self.forget_peers(peer)
-    }
-
-    /// Keeps the peers within their limit: whoever was not heard of for longest goes, but not the one just heard of.
-    fn forget_peers(&mut self, heard: i64) -> Outcome<()> {
-        let count: usize =
-            self.connection.prepare_cached("SELECT count(*) FROM peers")?.query_row([], |row| number(row, 0))?;
-        if count <= MAX_KNOWN_PEERS {
-            return Ok(());
-        }
-        let oldest: Option<i64> = self
-            .connection
-            .prepare_cached(
-                "SELECT peer FROM peer_documents WHERE peer <> ?1 GROUP BY peer ORDER BY max(heard_us), peer LIMIT 1",
-            )?
-            .query_row([heard], |row| row.get(0))
-            .optional()?;
-        self.connection.prepare_cached("DELETE FROM peer_documents WHERE peer = ?1")?.execute([oldest])?;
-        self.connection.prepare_cached("DELETE FROM peers WHERE peer = ?1")?.execute([oldest])?;
         Ok(())
     }
 

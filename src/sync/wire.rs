@@ -25,6 +25,8 @@ pub enum StreamOpen {
     Document(Token),
     /// Operations that the other side missed, opened by whoever has them.
     CatchUp(Token),
+    /// One run of confidential discovery, opened by whoever asks.
+    Discovery,
 }
 
 /// What travels on the control stream.
@@ -112,6 +114,7 @@ impl StreamOpen {
             Self::Control => put(out, 1, 0, |_| Ok(())),
             Self::Document(token) => put(out, 2, 1, |e| e.bytes(&token.0).map(|_| ())),
             Self::CatchUp(token) => put(out, 2, 2, |e| e.bytes(&token.0).map(|_| ())),
+            Self::Discovery => put(out, 1, 3, |_| Ok(())),
         }
     }
 
@@ -124,6 +127,7 @@ impl StreamOpen {
             0 => Ok(Self::Control),
             1 => Ok(Self::Document(token(reader)?)),
             2 => Ok(Self::CatchUp(token(reader)?)),
+            3 => Ok(Self::Discovery),
             kind => Err(CborError::UnknownKind(kind)),
         })
     }
@@ -309,7 +313,9 @@ mod tests {
             frame.encode(&mut out);
             assert_eq!(ControlFrame::decode(&cut(out)), Ok(frame));
         }
-        for frame in [StreamOpen::Control, StreamOpen::Document(token), StreamOpen::CatchUp(token)] {
+        for frame in
+            [StreamOpen::Control, StreamOpen::Document(token), StreamOpen::CatchUp(token), StreamOpen::Discovery]
+        {
             let mut out = Vec::new();
             frame.encode(&mut out);
             assert_eq!(StreamOpen::decode(&cut(out)), Ok(frame));

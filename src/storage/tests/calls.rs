@@ -55,7 +55,7 @@ async fn a_document_that_was_not_opened_is_unknown_to_every_call() {
     unknown(store.fork_proofs(log).await.unwrap_err());
     unknown(store.cursor(log, "editor").await.unwrap_err());
     unknown(store.set_cursor(log, "editor", 1).await.unwrap_err());
-    unknown(store.remember_peer(log, address(2, 1)).await.unwrap_err());
+    unknown(store.remember_peer(log, address(2, 1), Heard::FromOthers).await.unwrap_err());
     unknown(store.peers(log).await.unwrap_err());
 }
 
@@ -180,33 +180,12 @@ async fn the_newest_address_of_a_peer_is_kept_and_who_was_heard_of_last_comes_fi
     state(&store, 2).await;
     let log = document(1).log();
     for address in [address(2, 10), address(3, 10), address(2, 20), address(2, 15)] {
-        store.remember_peer(log, address).await.unwrap();
+        store.remember_peer(log, address, Heard::FromOthers).await.unwrap();
     }
     assert_eq!(store.peers(log).await.unwrap(), [address(2, 20), address(3, 10)]);
     assert_eq!(store.peers(document(2).log()).await.unwrap(), []);
-    store.remember_peer(document(2).log(), address(3, 30)).await.unwrap();
+    store.remember_peer(document(2).log(), address(3, 30), Heard::FromOthers).await.unwrap();
     assert_eq!(store.peers(log).await.unwrap(), [address(2, 20), address(3, 30)], "one address for all documents");
-}
-
-#[tokio::test]
-async fn the_peer_that_was_not_heard_of_for_longest_is_forgotten_when_there_are_too_many() {
-    let (store, log) = in_memory().await;
-    let call = store.write(0, move |engine| {
-        for row in 0..crate::limits::MAX_KNOWN_PEERS as i64 {
-            engine.connection.execute("INSERT INTO peers VALUES (?1, x'00', 1)", [1_000 + row])?;
-            engine.connection.execute("INSERT INTO peer_documents VALUES (1, ?1, ?1)", [1_000 + row])?;
-        }
-        Ok(())
-    });
-    call.await.unwrap();
-    store.remember_peer(log, address(2, 1)).await.unwrap();
-    let rows = "SELECT count(*), min(peer_documents.peer) FROM peers LEFT JOIN peer_documents USING (peer)
-                WHERE peers.peer >= 1000";
-    let left = store.read(move |connection, _| {
-        Ok(connection.query_row(rows, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?)
-    });
-    assert_eq!(left.await.unwrap(), (crate::limits::MAX_KNOWN_PEERS as i64 - 1, 1_001));
-    assert_eq!(store.peers(log).await.unwrap(), [address(2, 1)]);
 }
 
 #[tokio::test]

@@ -39,7 +39,8 @@ async fn fill(store: &SqliteStore) {
     store.ingest(log, chain(&bob(), log, 3, "one ")).await.unwrap();
     store.ingest(log, chain(&bob(), log, 1, "other ")).await.unwrap();
     store.set_cursor(log, "editor", 4).await.unwrap();
-    store.remember_peer(log, PeerAddress::sign(&bob(), Vec::new(), Vec::new(), 5).unwrap()).await.unwrap();
+    let address = PeerAddress::sign(&bob(), Vec::new(), Vec::new(), 5).unwrap();
+    store.remember_peer(log, address, Heard::FromOthers).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What the store promises, as sentences. Here: what the tests share.
 
+mod book;
 mod calls;
 mod damage;
 mod durability;
@@ -17,7 +18,9 @@ use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::ids::{DocumentId, DocumentKey, LogId, PeerId};
 use crate::operation::{Head, Operation};
-use crate::store::{CommitObserver, DocumentRecord, DocumentState, Durability, Store, StoreError, StoredOperation};
+use crate::store::{
+    CommitObserver, DocumentRecord, DocumentState, Durability, Heard, Store, StoreError, StoredOperation,
+};
 
 /// The identity of the store's node.
 pub(super) fn alice() -> Identity {

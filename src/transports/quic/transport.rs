@@ -27,6 +27,7 @@ use crate::ids::PeerId;
 use crate::limits::MAX_INCOMING;
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::doorkeeper::Doorkeeper;
+use crate::rendezvous::record::RendezvousRecord;
 use crate::rendezvous::signal::Candidate;
 use crate::transport::{
     BoxFuture, CloseReason, Connection, PathReport, Transport, TransportCapabilities, TransportError, TransportKind,
@@ -143,6 +144,14 @@ impl QuicTransport {
     /// Keeps a session with one more relay. False when there are as many as may be, or without NAT traversal.
     pub fn add_relay(&self, relay: RelayAddress) -> bool {
         self.inner().traversal.as_ref().is_some_and(|traversal| traversal.add_relay(relay))
+    }
+
+    /// Has the relays that are used keep where else this node can be met, for whoever knows its key and asks there. Again
+    /// whenever that changes, and now and then.
+    pub fn publish(&self, record: &RendezvousRecord) {
+        if let Some(traversal) = &self.inner().traversal {
+            traversal.publish(record.encode());
+        }
     }
 
     /// The relays that sessions are kept with, and how those are.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -23,6 +24,7 @@ use crate::nat::check;
 use crate::nat::path::{Path, Via};
 use crate::nat::stun::{Class, Scanned};
 use crate::rendezvous::address::RelayAddress;
+use crate::rendezvous::record::RendezvousRecord;
 use crate::rendezvous::seal;
 use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
 use crate::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer};
@@ -150,6 +152,7 @@ impl Hub {
                     let _ = meeting.try_send(Word::NotHere);
                 }
             }
+            RelayFrame::Record { peer, record } => self.on_record(peer, record.as_ref()),
             RelayFrame::Flow { peer, flow } => self.on_flow(relay, peer, flow),
             RelayFrame::FlowClosed { flow } => {
                 if lock(&self.traversal.flows).close(relay, flow) {
@@ -166,9 +169,26 @@ impl Hub {
                 self.on_turn_servers(relay, welcome.turn);
                 self.look_at_relays();
                 self.confirm_flows(relay);
+                let record = lock(&self.traversal.record).clone();
+                if let Some(record) = record {
+                    self.traversal.say(relay, NodeFrame::Publish { record });
+                }
             }
             RelayFrame::Credentials { turn } => self.on_turn_servers(relay, turn),
             RelayFrame::Ping { .. } | RelayFrame::Pong { .. } | RelayFrame::GoingAway => {}
+        }
+    }
+
+    /// Where a peer that was not at a relay can be met. It is a hint for the dial: who answers has to show the dialled key.
+    fn on_record(&self, peer: PeerId, record: Option<&Bytes>) {
+        let Some(Ok(record)) = record.map(RendezvousRecord::decode) else { return };
+        if record.peer() != peer {
+            return;
+        }
+        let meetings = lock(&self.traversal.meetings);
+        for (_, meeting) in meetings.iter().filter(|((met, _), _)| *met == peer) {
+            // Full: it is looked up again with the next offer.
+            let _ = meeting.try_send(Word::Moved(record.relays().to_vec()));
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::checker::Checker;
 use super::{Traversal, Word, lock};
 use crate::ids::PeerId;
+use crate::limits::RELAYS_PER_DIAL;
 use crate::nat::check::Side;
 use crate::nat::path::Path;
 use crate::nat::path_selection::{PathEvent, PathSelection};
@@ -99,13 +100,29 @@ impl<'a> Meeting<'a> {
         self.news.notify_one();
     }
 
-    /// Looks for paths to a peer through these relays until it is dropped.
-    pub(crate) async fn run(&self, peer: PeerId, relays: Vec<RelayAddress>) -> Infallible {
-        let meetings = relays.into_iter().map(|relay| self.run_at(peer, relay));
-        poll_all(meetings).await
+    /// Looks for paths to a peer through these relays, and those that it moved to, until it is dropped. It goes on when all
+    /// meetings have ended: a dial has other ways.
+    pub(crate) async fn run(&self, peer: PeerId, mut relays: Vec<RelayAddress>) -> Infallible {
+        let (moved, mut more) = mpsc::channel(RELAYS_PER_DIAL);
+        let run_at = |relay: &RelayAddress| Box::pin(self.run_at(peer, relay.clone(), moved.clone()));
+        let mut running: Vec<_> = relays.iter().map(run_at).collect();
+        // Polls all of them, in order, for as long as this is polled.
+        std::future::poll_fn(|context| {
+            while let Poll::Ready(Some(relay)) = more.poll_recv(context) {
+                let relay: RelayAddress = relay;
+                let known = relays.iter().any(|known| known.server == relay.server);
+                if !known && relays.len() < RELAYS_PER_DIAL {
+                    running.push(run_at(&relay));
+                    relays.push(relay);
+                }
+            }
+            running.retain_mut(|meeting| meeting.as_mut().poll(context).is_pending());
+            Poll::Pending
+        })
+        .await
     }
 
-    async fn run_at(&self, peer: PeerId, relay: RelayAddress) {
+    async fn run_at(&self, peer: PeerId, relay: RelayAddress, moved: mpsc::Sender<RelayAddress>) {
         let traversal = &self.traversal;
         let tell = |what| self.attempt.introduced(&relay.server, what);
         tell(Introduction::NoSession);
@@ -140,9 +157,15 @@ impl<'a> Meeting<'a> {
                         }
                     }
                     Word::Punch(after) => checker.punch(after),
-                    // It may come, or change its mind, while the dial lasts.
+                    // It may come while the dial lasts, or be at other relays by now.
+                    Word::NotHere => {
+                        tell(Introduction::NotHere);
+                        traversal.say(&relay, NodeFrame::Lookup { peer });
+                    }
+                    // Full: as many as will be asked.
+                    Word::Moved(relays) => relays.into_iter().for_each(|relay| _ = moved.try_send(relay)),
+                    // It may change its mind.
                     Word::Signal(Signal::Refused { .. }) => tell(Introduction::Refused),
-                    Word::NotHere => tell(Introduction::NotHere),
                     Word::Signal(Signal::Offer { .. } | Signal::Birthday { .. }) => {}
                 },
                 Ok(()) = flows.changed() => if let Some(path) = traversal.flows_to(&peer).get(&relay) {
@@ -253,7 +276,7 @@ pub(super) async fn answer(
                 Some(word) = heard.recv() => match word {
                     Word::Signal(Signal::Candidates { candidates, .. }) => checker.add_candidates(&candidates),
                     Word::Punch(after) => checker.punch(after),
-                    Word::Signal(_) | Word::NotHere => {}
+                    Word::Signal(_) | Word::NotHere | Word::Moved(_) => {}
                 },
                 Ok(()) = flows.changed() => if let Some(path) = traversal.flows_to(&peer).get(&relay) {
                     traversal.announce(*path);
@@ -271,14 +294,4 @@ pub(super) async fn answer(
     };
     // Over: the connection has paths of its own by now, or there is none.
     let _: Result<(), _> = timeout(ANSWERING, meeting).await;
-}
-
-/// Polls all of them, in order, for as long as this is polled. It goes on when all have ended: a dial has other ways.
-async fn poll_all(meetings: impl Iterator<Item = impl Future<Output = ()>>) -> Infallible {
-    let mut running: Vec<_> = meetings.map(Box::pin).collect();
-    std::future::poll_fn(|context| {
-        running.retain_mut(|meeting| meeting.as_mut().poll(context).is_pending());
-        Poll::Pending
-    })
-    .await
 }

@@ -82,6 +82,8 @@ enum Word {
     Punch(Duration),
     /// The peer has no session with that relay, or too many wait for it.
     NotHere,
+    /// By its own word, the peer can be met at these relays.
+    Moved(Vec<RelayAddress>),
 }
 
 /// Shared by all tasks of the traversal.
@@ -111,6 +113,8 @@ pub(super) struct Traversal {
     network_changed: Notify,
     port_mapping: PortMapping,
     birthdays: Birthdays,
+    /// What relays keep for whoever asks for this node.
+    record: Mutex<Option<Bytes>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -149,6 +153,7 @@ impl Traversal {
             network_changed: Notify::new(),
             port_mapping: PortMapping::new(enabled),
             birthdays,
+            record: Mutex::default(),
             tasks: Mutex::default(),
             paths,
         });
@@ -200,6 +205,15 @@ impl Traversal {
         );
         relays.insert(relay, client);
         true
+    }
+
+    /// Has the relays that are used keep where else this node can be met: now, and those that come up later.
+    pub(super) fn publish(&self, record: Bytes) {
+        *lock(&self.record) = Some(record.clone());
+        for client in lock(&self.relays).values() {
+            // Not up: it gets the record with its welcome.
+            client.say(NodeFrame::Publish { record: record.clone() });
+        }
     }
 
     /// The relays that sessions are kept with, and how those are.
