@@ -23,8 +23,8 @@ use tokio::time::{Instant, sleep, timeout};
 const SEEDS: u64 = 10;
 /// From the connection to the end of a first attempt.
 const ONE_ATTEMPT: Duration = Duration::from_secs(25);
-/// Until the end of a second one, with the rest between the two.
-const TWO_ATTEMPTS: Duration = Duration::from_secs(1000);
+/// Until the end of a third one, with the rests in between, the second of which is twice as long.
+const THREE_ATTEMPTS: Duration = Duration::from_secs(2800);
 
 fn seeds() -> Vec<u64> {
     let from_environment = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
@@ -83,7 +83,7 @@ async fn meet(sim: Sim, left: Place, right: Place) -> Duration {
     let (alice, bob) = (opted_in(&world, left, "alice").await, opted_in(&world, right, "bob").await);
     let (document, there) = share(&alice, &bob).await;
     assert_eq!((path(&alice), extra(&alice), extra(&bob)), (PathKind::Forwarded, 0, 0), "data does not wait");
-    let took = punched(&alice, &bob, TWO_ATTEMPTS).await.expect("they meet, in 1 of 3,000 cases later");
+    let took = punched(&alice, &bob, THREE_ATTEMPTS).await.expect("they meet, but for 1 of 100,000 cases");
     sleep(Duration::from_secs(1)).await;
     let mut open = [(left, extra(&alice)), (right, extra(&bob))];
     open.sort_by_key(|(place, _)| *place != Place::Symmetric);
@@ -110,7 +110,8 @@ fn all_meet(left: Place, right: Place) {
     let at_once = times.iter().filter(|took| **took < ONE_ATTEMPT).count();
     let met = format!("{at_once} of {} met in the first attempt", times.len());
     println!("{left:?} x {right:?}: {met}; p50 {:?}, p95 {:?} after the connection", at(50), at(95));
-    assert!(at(50) < ONE_ATTEMPT, "{met}");
+    // One seed alone may be one of those that miss.
+    assert!(times.len() < 5 || at(50) < ONE_ATTEMPT, "{met}");
 }
 
 #[test]
