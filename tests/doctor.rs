@@ -320,6 +320,22 @@ fn addresses_that_nothing_is_sent_to_say_why() {
 }
 
 #[test]
+fn a_ticket_whose_relay_is_gone_is_told_from_a_peer_that_is() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, ONE_WAY);
+        let alice = world.node(Place::PortRestricted, "alice").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let ticket = alice.network.create().await.unwrap().ticket().await.unwrap();
+        world.relays[0].0.crash();
+        let host = world.host(Place::PortRestricted);
+        let peer = try_peer(&sim, &host, QuicTransportOptions::new(), ticket).await;
+        let (introduction, paths) = came_of(&peer);
+        assert_eq!(introduction, Introduction::NoSession);
+        assert!(paths.contains(&(PathKind::Direct, "198.51.100.1:4000".into(), PathOutcome::NoAnswer)), "{paths:#?}");
+    });
+}
+
+#[test]
 fn dropping_an_examination_ends_it() {
     sim::run(seed(), |sim| async move {
         let world = World::new(&sim, ONE_WAY);
