@@ -98,6 +98,8 @@ pub(super) struct Traversal {
     candidates: watch::Sender<Vec<Candidate>>,
     public: AtomicBool,
     network_changed: Notify,
+    /// Somebody has reason to think that it did: a path does not answer.
+    look: Notify,
     port_mapping: PortMapping,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -134,6 +136,7 @@ impl Traversal {
             candidates: watch::Sender::new(hosts),
             public: AtomicBool::new(false),
             network_changed: Notify::new(),
+            look: Notify::new(),
             port_mapping: PortMapping::new(enabled),
             tasks: Mutex::default(),
             paths,
