@@ -92,6 +92,8 @@ pub trait ByteStream: Send + Debug {
     fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
     /// Says that nothing more will be written.
     fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// The address of ours that it hangs on: when no interface has it any more, nothing more will come. `None`: not known.
+    fn local_ip(&self) -> Option<IpAddr>;
 }
 
 /// Takes TCP connections.

@@ -13,6 +13,8 @@ use panda_network::Document;
 use panda_network::sim::{self, FirewallOptions, LinkOptions, NatOptions, Sim};
 use panda_network::transport::PathKind;
 use places::{Node, Place, World, payloads};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use tokio::time::{sleep, timeout};
 
 fn seed() -> u64 {
@@ -100,6 +102,34 @@ fn a_laptop_is_carried_into_an_office_without_udp_and_out_again() {
         passes(&here, &there, "at home", 4).await;
         assert_eq!(path(&alice), PathKind::Punched);
     });
+}
+
+/// How long it takes until an operation gets through from an office without UDP, from the moment of the move.
+async fn carried_into_the_office(sim: Sim) -> Duration {
+    let mut random = ChaCha8Rng::from_seed(sim.derive_seed("carried"));
+    let world = World::new(&sim, Duration::from_millis(random.random_range(5..=50)));
+    let alice = world.node(Place::PortRestricted, "alice").await;
+    let bob = world.node(Place::PortRestricted, "bob").await;
+    sleep(seconds(5)).await;
+    let (here, there) = shared_document(&alice, &bob).await;
+    sleep(Duration::from_millis(random.random_range(0..2000))).await;
+    let office = world.network.firewall(FirewallOptions::tcp_443_only());
+    let office = office.nat([198, 51, 100, 201].into(), NatOptions::port_restricted()).unwrap();
+    alice.host.move_to(office.inside(), [192, 168, 7, 7].into()).unwrap();
+    let started = tokio::time::Instant::now();
+    here.publish("from the office").await.unwrap();
+    timeout(seconds(60), payloads(&there, 2)).await.expect("it arrives");
+    started.elapsed()
+}
+
+#[test]
+fn data_flows_again_within_three_seconds_after_a_move_into_an_office_without_udp() {
+    let count = std::env::var("PANDA_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(20);
+    let mut times: Vec<_> = (0..count).map(|seed| sim::run(seed, carried_into_the_office)).collect();
+    times.sort();
+    let p95 = times[(times.len() * 95 / 100).min(times.len() - 1)];
+    println!("p50 {:?}, p95 {p95:?}, max {:?}", times[times.len() / 2], times[times.len() - 1]);
+    assert!(p95 <= Duration::from_millis(2750), "{p95:?}");
 }
 
 #[test]

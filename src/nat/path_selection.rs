@@ -216,6 +216,10 @@ impl PathSelection {
         candidate.next_check = Some(now + if in_use { SELECTED_INTERVAL } else { STANDBY_INTERVAL });
         if in_use {
             self.doubt_since = None;
+            if !sent.selected {
+                // The peer does not know yet that this is the path in use now.
+                candidate.next_check = Some(now);
+            }
         } else if candidate.proven < self.datagram_bytes && candidate.unproven_tries < MISSED_MAX {
             // It answers small checks; whether it carries what the connection sends is asked at once.
             candidate.next_check = Some(now);
@@ -294,7 +298,7 @@ impl PathSelection {
             && candidate.unproven_tries < MISSED_MAX;
         let padded_to = if prove { datagram_bytes } else { 0 };
         candidate.sent.truncate(CHECKS_PER_ROUND - 1);
-        candidate.sent.push_front(Sent { number, at: now, padded_to });
+        candidate.sent.push_front(Sent { number, at: now, padded_to, selected });
         candidate.waiting = true;
         let proven = !matches!(candidate.state, State::Unanswered { .. });
         Some(Check { path, number, padded_to, selected, proven })

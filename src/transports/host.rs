@@ -208,6 +208,10 @@ impl ByteStream for OsStream {
     fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         std::pin::Pin::new(&mut self.0).poll_shutdown(context)
     }
+
+    fn local_ip(&self) -> Option<IpAddr> {
+        self.0.local_addr().ok().map(|address| address.ip().to_canonical())
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! mean is not known here.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +60,9 @@ pub enum RelayError {
     /// The relay broke the protocol.
     #[error("relay broke the protocol: {0}")]
     Protocol(String),
+    /// The environment: this machine does not have the address any more that the session hung on.
+    #[error("this machine has another address now")]
+    Moved,
     /// The relay said that it goes away.
     #[error("relay is going away")]
     GoingAway,
@@ -173,7 +176,8 @@ impl RelayClient {
         self.info().is_some() && self.frames.try_send(frame).is_ok()
     }
 
-    /// The network changed: a session that is not up is tried at once, one that is up has to prove it.
+    /// The network changed: a session that is not up is tried at once, as is one whose address of ours is gone; another that
+    /// is up has to prove it.
     pub fn on_network_change(&self) {
         self.kick.notify_one();
     }
@@ -187,18 +191,23 @@ impl Session {
             let started = Instant::now();
             let Err(error) = self.run(&mut to_send).await else { return };
             tracing::debug!(%error, "no session with a relay");
+            let moved = matches!(error, RelayError::Moved);
             self.state.send_replace(RelayState::Down(Arc::new(error)));
             // What was meant for the session that ended must not surprise the next one.
             while to_send.try_recv().is_ok() {}
             if started.elapsed() >= STABLE {
                 attempt = 0;
             }
-            attempt += 1;
-            let wait = policy.delay_after(attempt, random()).unwrap_or_default();
-            tokio::select! {
-                biased;
-                () = self.kick.notified() => attempt = 0,
-                () = sleep(wait) => {}
+            if moved {
+                attempt = 0;
+            } else {
+                attempt += 1;
+                let wait = policy.delay_after(attempt, random()).unwrap_or_default();
+                tokio::select! {
+                    biased;
+                    () = self.kick.notified() => attempt = 0,
+                    () = sleep(wait) => {}
+                }
             }
             self.state.send_replace(RelayState::Connecting);
         }
@@ -245,6 +254,9 @@ impl Session {
                     None => return Ok(()),
                 },
                 () = self.kick.notified() => {
+                    if self.has_moved(stream.get_ref().0.0.local_ip()) {
+                        return Err(RelayError::Moved);
+                    }
                     nonce += 1;
                     NodeFrame::Ping { nonce }.encode(&mut out);
                     (deadline, asked) = (Instant::now() + CHANGED_WAIT, true);
@@ -269,6 +281,12 @@ impl Session {
                 out.clear();
             }
         }
+    }
+
+    /// Whether the address is gone that a session was made from: nothing comes to it any more.
+    fn has_moved(&self, local: Option<IpAddr>) -> bool {
+        let gone = |ip: &IpAddr| !ip.is_loopback() && !self.network.interface_addresses().contains(ip);
+        local.as_ref().is_some_and(gone)
     }
 
     async fn connect(&self) -> Result<(TlsStream<TokioStream>, PeerId, SocketAddr), RelayError> {

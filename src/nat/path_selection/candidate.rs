@@ -69,6 +69,8 @@ pub(super) struct Sent {
     pub number: u32,
     pub at: Instant,
     pub padded_to: u16,
+    /// It said that this path is in use.
+    pub selected: bool,
 }
 
 impl Candidate {

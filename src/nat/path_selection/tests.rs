@@ -291,3 +291,21 @@ fn a_timed_punch_asks_what_never_answered_at_its_moment_and_leaves_the_rest_alon
     world.run(50 * MILLISECOND);
     assert_eq!(world.selected(), direct(1));
 }
+
+#[test]
+fn the_peer_hears_which_path_is_in_use_although_another_check_was_under_way_when_it_was_chosen() {
+    let start = Instant::now();
+    let mut selection = PathSelection::on(start, direct(1), PathKind::Direct, 20 * MILLISECOND);
+    selection.set_datagram_bytes(1200);
+    selection.add(start, forward(), PathKind::Forwarded);
+    let small = std::iter::from_fn(|| selection.poll_check(start)).find(|check| check.path == forward()).unwrap();
+    selection.on_answer(start + 20 * MILLISECOND, forward(), small.number);
+    let now = start + 20 * MILLISECOND;
+    let padded = std::iter::from_fn(|| selection.poll_check(now)).find(|check| check.path == forward()).unwrap();
+    assert!(padded.padded_to > 0 && !padded.selected);
+    selection.remove(now, &direct(1));
+    assert_eq!(selection.selected().unwrap().0, forward());
+    assert!(selection.poll_check(now).is_none(), "one at a time");
+    selection.on_answer(now + 20 * MILLISECOND, forward(), padded.number);
+    assert!(selection.poll_check(now + 20 * MILLISECOND).is_some_and(|check| check.selected));
+}

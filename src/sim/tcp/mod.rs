@@ -80,6 +80,11 @@ impl Tcp {
         self.entries.values().any(|entry| entry.host == host && entry.local.port() == port)
     }
 
+    /// The address of its host that a connection was made from.
+    fn local_ip(&self, id: TcpId) -> Option<IpAddr> {
+        self.entries.get(&id).map(|entry| entry.local.ip().to_canonical())
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.entries.len() + self.listeners.len() >= MAX_SOCKETS
     }

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -84,6 +84,10 @@ impl ByteStream for SimStream {
                 Err(kind) => Some(Err(kind)),
             },
         )
+    }
+
+    fn local_ip(&self) -> Option<IpAddr> {
+        self.hub.with(|state| state.act_on_tcp(|tcp, _| tcp.local_ip(self.id)))
     }
 }
 

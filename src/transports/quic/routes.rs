@@ -21,6 +21,8 @@ use crate::nat::path::{Path, Via};
 const PROBE_IDS: usize = 8;
 /// Datagrams of a dial that are kept for candidates that become known later: the first flight, not more.
 const FLIGHT_DATAGRAMS: usize = 4;
+/// The same of a connection whose path is in doubt: all that its streams say again and again, not just the newest probes.
+const DOUBT_DATAGRAMS: usize = 16;
 /// The same of what a dialler says with the end of its handshake: the peer reads nothing of it while a part is missing.
 const FINISH_DATAGRAMS: usize = 8;
 /// A handshake without an answer for this long is not worth being heard by a new candidate: QUIC would take the time until
@@ -315,7 +317,8 @@ impl RouteTable {
                 slot.keep(FINISH_DATAGRAMS, datagram, &now);
             }
         } else if slot.in_doubt || matches!(slot.route, Route::Probing { .. }) {
-            datagrams.next_back().into_iter().for_each(|last| slot.keep(FLIGHT_DATAGRAMS, last, &now));
+            let most = if slot.in_doubt { DOUBT_DATAGRAMS } else { FLIGHT_DATAGRAMS };
+            datagrams.next_back().into_iter().for_each(|last| slot.keep(most, last, &now));
         }
         if slot.traffic.unanswered_since.is_none() {
             slot.traffic.unanswered_since = Some(now());

@@ -36,12 +36,17 @@ use crate::transports::relay_client::{RelayInfo, RelayState};
 const FLOWS_CONFIRMED: usize = 16;
 /// How often the interfaces and the relays' states are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the relays of the network before are asked how they see the socket, while the sessions with them are made anew:
+/// without an answer UDP is blocked here, and a relayed address is asked for meanwhile.
+const SERVERS_REMEMBERED: Duration = Duration::from_secs(5);
 
 struct Hub {
     traversal: Arc<Traversal>,
     binding: BindingMachine,
     /// UDP addresses of the relays whose sessions are up.
     servers: BTreeSet<SocketAddr>,
+    /// Those of the network before, and when it was left.
+    remembered: Option<(Instant, BTreeSet<SocketAddr>)>,
     interfaces: Vec<IpAddr>,
     turn: Manager,
     introductions: Introductions,
@@ -58,8 +63,16 @@ pub(super) async fn run(
     let (introductions, offers) = (Introductions::default(), Offers::default());
     let interfaces = traversal.options.network.interface_addresses();
     let (mut turns, mut external) = (traversal.turns.subscribe(), traversal.port_mapping.external());
-    let turn = Manager::default();
-    let mut hub = Hub { traversal, binding, servers: BTreeSet::new(), interfaces, turn, introductions, offers };
+    let mut hub = Hub {
+        traversal,
+        binding,
+        servers: BTreeSet::new(),
+        remembered: None,
+        interfaces,
+        turn: Manager::default(),
+        introductions,
+        offers,
+    };
     let mut look_at = Instant::now();
     hub.tell_candidates();
     loop {
@@ -79,6 +92,7 @@ pub(super) async fn run(
                 hub.drive_turn();
                 hub.tell_candidates();
             }
+            () = hub.traversal.look.notified() => look_at = Instant::now(),
             () = sleep_until(timeout) => {}
         }
         let now = Instant::now();
@@ -272,6 +286,7 @@ impl Hub {
 
     fn on_network_change(&mut self) {
         self.interfaces = self.traversal.options.network.interface_addresses();
+        self.remembered = Some((Instant::now(), self.servers.clone()));
         self.traversal.port_mapping.on_network_change();
         self.traversal.birthdays.on_network_change();
         self.binding.on_network_change(Instant::now().into_std());
@@ -297,6 +312,8 @@ impl Hub {
             let RelayState::Up(info) = state else { continue };
             servers.extend(info.datagrams().filter(|address| self.can_send_to(address)).map(canonical));
         }
+        self.remembered.take_if(|(since, _)| since.elapsed() >= SERVERS_REMEMBERED);
+        servers.extend(self.remembered.iter().flat_map(|(_, servers)| servers));
         if servers == self.servers {
             return;
         }

@@ -111,6 +111,8 @@ pub(super) struct Traversal {
     /// The same for IPv6.
     public_v6: AtomicBool,
     network_changed: Notify,
+    /// Somebody has reason to think that it did: a path does not answer.
+    look: Notify,
     port_mapping: PortMapping,
     birthdays: Birthdays,
     /// What relays keep for whoever asks for this node.
@@ -151,6 +153,7 @@ impl Traversal {
             public_v4: AtomicBool::new(false),
             public_v6: AtomicBool::new(false),
             network_changed: Notify::new(),
+            look: Notify::new(),
             port_mapping: PortMapping::new(enabled),
             birthdays,
             record: Mutex::default(),

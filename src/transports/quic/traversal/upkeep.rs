@@ -44,6 +44,9 @@ const STANDBY_AGAIN: Duration = Duration::from_secs(10);
 /// How often the peer is told through relays where we are, while no path answers.
 const SIGNAL_AGAIN: Duration = Duration::from_secs(2);
 
+/// The same while there is no session with any relay.
+const SIGNAL_SOON: Duration = Duration::from_millis(200);
+
 /// A stream of candidates in both directions.
 pub(in crate::transports::quic) type PathStream = (SendStream, RecvStream);
 
@@ -191,8 +194,15 @@ impl Upkeep {
                 Ok(()) = own.changed() => {
                     let candidates = own.borrow_and_update().clone();
                     self.tell(send, candidates).await?;
+                    let now = Instant::now();
+                    if self.in_doubt {
+                        // The stream may carry nothing any more; waiting for the third missed check would cost seconds.
+                        self.signal_at = Some(now);
+                        self.signal(now);
+                    }
                     self.birthday.on_network_change();
-                    self.checker.selection.on_network_change(Instant::now().into_std());
+                    self.checker.selection.on_network_change(now.into_std());
+                    self.note_doubt();
                 }
                 Ok(()) = flows.changed() => self.take_flows(),
                 event = self.checker.next() => if self.on_checked(event) {
@@ -258,6 +268,9 @@ impl Upkeep {
         let in_doubt = self.checker.selection.is_in_doubt();
         if std::mem::replace(&mut self.in_doubt, in_doubt) != in_doubt {
             self.traversal.paths.set_in_doubt(&self.virtual_address, in_doubt);
+            if in_doubt {
+                self.traversal.look.notify_one();
+            }
         }
     }
 
@@ -321,13 +334,14 @@ impl Upkeep {
         if self.signal_at.is_none_or(|at| now < at) {
             return;
         }
-        self.signal_at = Some(now + SIGNAL_AGAIN);
         let candidates = self.traversal.candidates.borrow().clone();
         let signal = Signal::Candidates { session: self.number, candidates };
+        let mut taken = false;
         for (relay, _) in self.traversal.relays() {
             // Where the peer is not known, or we are not, nothing comes of it.
-            self.traversal.signal(&relay, self.kept.peer, &signal);
+            taken |= self.traversal.signal(&relay, self.kept.peer, &signal);
         }
+        self.signal_at = Some(now + if taken { SIGNAL_AGAIN } else { SIGNAL_SOON });
     }
 
     /// Looks for datagrams without an answer. False when all is quiet: the next datagram wakes us.
