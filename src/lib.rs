@@ -60,6 +60,8 @@
 
 pub mod address;
 pub mod backoff;
+#[cfg(feature = "bridge")]
+pub mod bridge;
 pub mod cbor;
 pub mod clock;
 pub mod connections;
@@ -74,6 +76,8 @@ pub mod limits;
 pub mod nat;
 pub mod net;
 pub mod network_interface;
+#[cfg(feature = "bridge")]
+pub mod nodes;
 pub mod operation;
 pub mod panda_network;
 #[cfg(feature = "relay")]

@@ -14,6 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 mod addresses;
+#[cfg(feature = "bridge")]
+mod bridge;
 mod document;
 mod error;
 mod in_memory;
@@ -66,6 +68,8 @@ struct Node {
     quic: QuicTransport,
     documents: Documents,
     connections: Connections,
+    #[cfg(feature = "bridge")]
+    bridge: Option<crate::bridge::Bridge>,
     random: Mutex<ChaCha20Rng>,
     tasks: Mutex<JoinSet<()>>,
     /// Set once, by the end of the node.
@@ -92,6 +96,8 @@ impl Node {
         self.ended.store(true, Ordering::Release);
         // Dropping the set aborts its tasks.
         drop(std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner)));
+        #[cfg(feature = "bridge")]
+        self.bridge.iter().for_each(crate::bridge::Bridge::stop);
         self.connections.stop();
     }
 
@@ -152,12 +158,17 @@ impl PandaNetwork {
             .with_clock(clock.clone());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
         let relays = options.relays.iter().map(|relay| parse_relay(relay)).collect::<Result<Vec<_>, _>>()?;
-        let quic = options.quic.with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays);
+        let quic = options.quic.clone().with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays);
         let quic = QuicTransport::start(&identity, quic)?;
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
         quic.set_doorkeeper(Arc::new(documents.clone()));
         let handler = Arc::new(Handler(documents.clone()));
+        #[cfg(feature = "bridge")]
+        let bridge = {
+            let parts = (Arc::clone(&store), Arc::new(quic.clone()) as _);
+            bridge::start(identity.peer_id(), &mut options, parts, &mut random)?
+        };
         let connections = Connections::start(
             identity.peer_id(),
             Arc::clone(&transport),
@@ -167,8 +178,20 @@ impl PandaNetwork {
         );
         let (random, tasks) = (Mutex::new(random), Mutex::new(JoinSet::new()));
         let ended = AtomicBool::new(false);
-        let node =
-            Arc::new(Node { identity, clock, store, transport, quic, documents, connections, random, tasks, ended });
+        let node = Arc::new(Node {
+            identity,
+            clock,
+            store,
+            transport,
+            quic,
+            documents,
+            connections,
+            #[cfg(feature = "bridge")]
+            bridge,
+            random,
+            tasks,
+            ended,
+        });
         node.documents.set_address(node.address()?);
         let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.spawn(add_learned_peers(node.documents.clone(), node.connections.clone(), learned));
@@ -225,6 +248,8 @@ impl PandaNetwork {
     pub async fn close(&self, document: DocumentId) -> Result<(), PandaError> {
         let Some(closed) = self.node.documents.get(&document) else { return Ok(()) };
         self.node.documents.close(&document);
+        #[cfg(feature = "bridge")]
+        self.node.bridge.iter().for_each(|bridge| bridge.close(&document));
         let mut unneeded: BTreeSet<PeerId> = peers_of(&closed).await?;
         for open in self.node.documents.all() {
             for peer in peers_of(&open).await? {
@@ -247,6 +272,8 @@ impl PandaNetwork {
     /// Goes offline on purpose, saying goodbye to everybody, or online again, which dials everybody at once. Publishing works
     /// either way.
     pub async fn set_connected(&self, connected: bool) {
+        #[cfg(feature = "bridge")]
+        self.node.bridge.iter().for_each(|bridge| bridge.set_online(connected));
         if connected {
             self.node.documents.set_goodbye(false);
             self.node.connections.set_online(true);
@@ -267,6 +294,8 @@ impl PandaNetwork {
     pub fn on_network_change(&self) {
         self.node.quic.on_network_change();
         self.node.connections.retry_now();
+        #[cfg(feature = "bridge")]
+        self.node.bridge.iter().for_each(crate::bridge::Bridge::retry_now);
     }
 
     /// Where the node listens.
@@ -360,6 +389,8 @@ impl PandaNetwork {
             self.add_relays(peer.relays());
             self.node.connections.add_peer(peer);
         }
+        #[cfg(feature = "bridge")]
+        bridge::open(&self.node, &open);
         Ok(Document { node: Arc::clone(&self.node), open })
     }
 }

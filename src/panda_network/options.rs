@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use crate::backoff::ReconnectionPolicy;
 use crate::limits::{OUTBOX_MAX_BYTES, OUTBOX_MAX_OPERATIONS};
+#[cfg(feature = "bridge")]
+use crate::nodes::{P2pandaNetworkId, P2pandaNode};
 use crate::store::Durability;
 use crate::transports::quic::QuicTransportOptions;
 
@@ -17,6 +19,8 @@ pub struct PandaNetworkOptions {
     pub(super) outbox: (usize, u64),
     pub(super) quic: QuicTransportOptions,
     pub(super) relays: Vec<String>,
+    #[cfg(feature = "bridge")]
+    pub(super) bridge: Vec<(P2pandaNetworkId, P2pandaNode)>,
     #[cfg(feature = "sim")]
     pub(super) simulation: Option<Simulation>,
 }
@@ -40,6 +44,8 @@ impl PandaNetworkOptions {
             outbox: (OUTBOX_MAX_OPERATIONS, OUTBOX_MAX_BYTES),
             quic: QuicTransportOptions::new(),
             relays: Vec::new(),
+            #[cfg(feature = "bridge")]
+            bridge: Vec::new(),
             #[cfg(feature = "sim")]
             simulation: None,
         }
@@ -89,6 +95,16 @@ impl PandaNetworkOptions {
     /// strict NATs reach this node through a relay only. Never done with [`with_relay_only`](Self::with_relay_only).
     pub fn with_port_mapping(mut self, port_mapping: bool) -> Self {
         self.quic = self.quic.with_port_mapping(port_mapping);
+        self
+    }
+
+    /// Takes every open document to a p2panda Node as well: its topic is [`DocumentKey::topic`](crate::DocumentKey::topic), its
+    /// messages are the CBOR array `[1, payload]`. Default: none. Several calls add Nodes, at most 8; with more,
+    /// starting fails. A Node learns this node's address, so none is dialled with [`with_relay_only`](Self::with_relay_only). See
+    /// `P2PANDA_INTEGRATION.md`.
+    #[cfg(feature = "bridge")]
+    pub fn with_p2panda_bridge(mut self, network: impl Into<P2pandaNetworkId>, node: P2pandaNode) -> Self {
+        self.bridge.push((network.into(), node));
         self
     }
 

@@ -106,12 +106,14 @@ impl QuicTransport {
             let port_mapping = options.port_mapping && !relay_only;
             let traversal = TraversalOptions { network, relays, relay_only, port_mapping };
             let seed = blake3::derive_key(TRAVERSAL_CONTEXT, &seed);
-            Traversal::start(paths.clone(), identity.clone(), tls, traversal, seed)
+            Traversal::start(paths.clone(), identity.clone(), tls.clone(), traversal, seed)
         });
         let transport = Arc::new(QuicTransportImpl {
             endpoint: Mutex::new(Some(endpoint.clone())),
             client,
             server,
+            #[cfg(feature = "bridge")]
+            tls,
             traversal,
             paths,
             pool: Arc::default(),
@@ -248,6 +250,9 @@ pub(super) struct QuicTransportImpl {
     endpoint: Mutex<Option<Endpoint>>,
     client: quinn::ClientConfig,
     server: ServerConfig,
+    /// Nodes are dialled with raw keys.
+    #[cfg(feature = "bridge")]
+    pub(super) tls: Arc<TlsIdentity>,
     pub(super) traversal: Option<Arc<Traversal>>,
     pub(super) paths: Arc<Paths>,
     pub(super) pool: Arc<ConnectionPool>,
