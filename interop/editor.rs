@@ -2,6 +2,7 @@
 //!
 //! Not an example for people: it is one so that the main package builds it, with its own lock file and without iroh and sqlx.
 
+#[allow(dead_code, reason = "the tests use what this side does not")]
 #[path = "src/protocol.rs"]
 mod protocol;
 
@@ -139,6 +140,7 @@ impl Editor {
             }
             Command::Heads { topic } => {
                 let heads = self.heads(&topic)?;
+                self.events.send(Event::Note { text: format!("{:?}", self.network.bridge_status()) }).await?;
                 self.events.send(Event::Heads { topic, heads }).await?;
             }
             Command::Stop => {

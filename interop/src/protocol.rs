@@ -95,7 +95,7 @@ pub enum Event {
         /// One per author.
         heads: Vec<Head>,
     },
-    /// Tells what happens, for people who read the output of a test that failed.
+    /// How it goes, for people who read the output of a test that failed.
     Note {
         /// In words.
         text: String,

@@ -21,7 +21,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// The Node takes part before the editor dials it, in which case it may do something first.
+    /// Both are live.
     async fn connected(world: &World) -> Self {
         let node = world.node("node", &[]).await;
         let mut editor = world.editor("editor", &[&node]).await;
@@ -133,6 +133,8 @@ async fn live_operations_arrive_both_ways_in_order_and_once() {
     editor.wait("all of theirs", LONG_PATIENCE, |seen| seen.received("theirs").count() >= LIVE as usize).await;
     assert_eq!(node.seen().numbers("ours"), Vec::from_iter(0..LIVE), "in order, each once");
     assert_eq!(editor.seen().numbers("theirs"), Vec::from_iter(0..LIVE), "in order, each once");
+    // A Node sends what it publishes before its own application sees it.
+    node.published("theirs", LIVE as usize).await;
     same(editor.seen().published("ours"), node.seen().received("ours"));
     same(node.seen().published("theirs"), editor.seen().received("theirs"));
     pair.agree().await;
@@ -203,6 +205,8 @@ async fn operations_cross_a_line_of_a_node_two_of_ours_and_a_node() {
     right.publish(&topic, COUNT, "right", LIVE_PER_SECOND).await;
     right.wait("all of the left", LONG_PATIENCE, |seen| seen.received("left").count() >= COUNT as usize).await;
     left.wait("all of the right", LONG_PATIENCE, |seen| seen.received("right").count() >= COUNT as usize).await;
+    left.published("left", COUNT as usize).await;
+    right.published("right", COUNT as usize).await;
     for (from, to, name) in [(&left, &right, "left"), (&right, &left, "right")] {
         assert_eq!(to.seen().numbers(name), Vec::from_iter(0..COUNT), "in order, each once");
         same(from.seen().published(name), to.seen().received(name));

@@ -20,6 +20,7 @@ async fn two_nodes_catch_up_and_stay_live() {
     bob.wait("it has caught up", PATIENCE, |seen| seen.received("before").count() >= 100).await;
     bob.publish(TOPIC, 100, "live", 200).await;
     alice.wait("all is live", PATIENCE, |seen| seen.received("live").count() >= 100).await;
+    bob.published("live", 100).await;
     assert_eq!(bob.seen().numbers("before"), Vec::from_iter(0..100));
     assert_eq!(alice.seen().numbers("live"), Vec::from_iter(0..100));
     same(alice.seen().published("before"), bob.seen().received("before"));

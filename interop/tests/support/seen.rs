@@ -24,6 +24,8 @@ pub struct Seen {
     pub sessions: Vec<(String, String, Option<SessionEnd>)>,
     /// What was refused.
     pub failures: VecDeque<String>,
+    /// What it told for people, last.
+    pub note: String,
     /// It said goodbye.
     pub stopped: bool,
 }
@@ -39,7 +41,7 @@ impl Seen {
             Event::Heads { topic, heads } => self.heads.push((topic, heads)),
             Event::Session { topic, remote, end } => self.sessions.push((topic, remote, end)),
             Event::Failed { what } => self.failures.push_back(what),
-            Event::Note { .. } => {}
+            Event::Note { text } => self.note = text,
             Event::Stopped => self.stopped = true,
         }
     }
@@ -92,10 +94,10 @@ impl Seen {
 
     /// For messages.
     pub fn summary(&self) -> String {
-        let Self { own, received, sessions, failures, .. } = self;
+        let Self { own, received, sessions, failures, note, .. } = self;
         let errors = self.session_errors();
         format!(
-            "{} published, {} received, {} session events, session errors {errors:?}, {} failures, first {:?}",
+            "{} published, {} received, {} session events, session errors {errors:?}, {} failures, first {:?}, {note}",
             own.len(),
             received.len(),
             sessions.len(),
