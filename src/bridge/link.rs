@@ -2,20 +2,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::error::BridgeError;
-use super::round::{self, Round};
+use super::round;
 use super::session::Session;
 use super::{BridgedDocument, Context, LinkState, NodeState};
 use crate::ids::LogId;
 use crate::limits::{BRIDGE_UNVERIFIED_OPERATIONS, CONNECT_DEADLINE};
 use crate::watch;
-
-/// Between two sessions while the Node has more in flight than it may: it stores about a thousand operations per second.
-const DIGESTION: Duration = Duration::from_millis(200);
 
 /// One document with one Node.
 #[derive(Debug)]
@@ -61,12 +57,8 @@ impl Link {
             };
             let was_live = self.on_disconnected();
             match ended {
-                Some(Ok(Round::Verify)) => failures = 0,
-                Some(Ok(Round::Full)) => {
-                    failures = 0;
-                    let stalled = self.session().stalled();
-                    self.node.gate.wait(DIGESTION * (stalled + 1)).await;
-                }
+                // Closed from here after a while, to hear the Node's heights.
+                Some(Ok(())) => failures = 0,
                 Some(Err(error)) => {
                     failures = if was_live { 1 } else { failures + 1 };
                     self.on_lost(error);
@@ -79,7 +71,7 @@ impl Link {
     }
 
     /// One connection, from the dial to its end; `None` when the Node was not reached.
-    async fn connection(&self) -> Option<Result<Round, BridgeError>> {
+    async fn connection(&self) -> Option<Result<(), BridgeError>> {
         let permit = self.node.gate.admit().await?;
         let began = Instant::now();
         let dialled = self.context.dialler.dial_node(&self.node.node, &self.node.protocol, CONNECT_DEADLINE).await;

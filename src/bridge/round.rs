@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::error::BridgeError;
 use super::link::{Link, add};
-use super::session::{Heard, Say};
+use super::session::{Heard, Say, Session};
 use super::wire::{Cut, Frames, Greeting, Message, RawOperation};
 use crate::error::OperationError;
 use crate::extensions::NodeExtensions;
@@ -27,14 +27,11 @@ use crate::operation::Operation;
 use crate::store::RefusedReason;
 use crate::transport::{BiStream, CloseReason, RecvHalf, SendHalf, TransportError};
 
-/// How a session ended in good order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Round {
-    /// To see what arrived.
-    Verify,
-    /// As much is in flight as may be.
-    Full,
-}
+/// How long something waits for the Node to store what is in flight, before its heights are asked for. Doubles each time that
+/// not all has arrived: a session costs the Node as much as many operations do.
+const DIGESTION: Duration = Duration::from_millis(200);
+/// Longest such time.
+const DIGESTION_MAX: Duration = Duration::from_secs(2);
 
 /// The first stream: it stays open, since ending it is not foreseen.
 #[derive(Debug)]
@@ -67,12 +64,12 @@ pub(super) async fn greet(link: &Link, connection: &dyn NodeConnection) -> Resul
     timeout(BRIDGE_ANSWER_DEADLINE, greeting).await.unwrap_or(Err(BridgeError::Silent))
 }
 
-/// Runs the session until it ends.
+/// Runs the session until it ends; `Ok` when it was closed from here, in good order.
 pub(super) async fn run(
     link: &Link,
     connection: Box<dyn NodeConnection>,
     _greeted: Greeted,
-) -> Result<Round, BridgeError> {
+) -> Result<(), BridgeError> {
     let (send, recv) = connection.open_bi().await?;
     let (heads, position) = link.document.heads();
     {
@@ -85,14 +82,11 @@ pub(super) async fn run(
     let ended = tokio::select! {
         biased;
         ended = reader.run() => ended,
-        ended = Writer { link, send, out: Vec::new(), sent: 0, wake: &wake }.run() => ended,
+        ended = Writer::new(link, send, &wake).run() => ended,
     };
     let told = reader.told;
     match ended {
-        Err(BridgeError::Connection(_)) | Ok(()) if link.session().is_closing() => {
-            let full = link.session().is_full();
-            Ok(if full { Round::Full } else { Round::Verify })
-        }
+        Err(BridgeError::Connection(_)) | Ok(()) if link.session().is_closing() => Ok(()),
         Err(BridgeError::Connection(error @ TransportError::ClosedByPeer { .. })) if !told => {
             Err(BridgeError::NotOpenThere(error))
         }
@@ -281,12 +275,22 @@ struct Writer<'a> {
     link: &'a Link,
     send: Box<dyn SendHalf>,
     out: Vec<u8>,
+    wake: &'a Notify,
+    began: Instant,
     /// Operations of this session that are counted already.
     sent: usize,
-    wake: &'a Notify,
+    /// When the last of them were sent.
+    sent_at: Instant,
+    /// Since when something waits for what is in flight.
+    held_since: Option<Instant>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(link: &'a Link, send: Box<dyn SendHalf>, wake: &'a Notify) -> Self {
+        let now = Instant::now();
+        Self { link, send, out: Vec::new(), wake, began: now, sent: 0, sent_at: now, held_since: None }
+    }
+
     async fn run(mut self) -> Result<(), BridgeError> {
         let mut newest = self.link.document.newest();
         let (store, log) = (&self.link.context.store, self.link.log);
@@ -314,41 +318,44 @@ impl Writer<'_> {
                 }
                 Say::Wait => {
                     self.flush().await?;
-                    let (is_live, is_closing, patience) = self.facts();
-                    if is_live {
-                        self.link.on_live();
-                    }
-                    let enough = Instant::now() + patience;
+                    let (is_closing, enough, then) = self.facts();
                     tokio::select! {
                         biased;
                         () = self.wake.notified() => {}
                         Ok(()) = newest.changed(), if !is_closing => {}
-                        () = sleep_until(enough) => {
-                            if is_closing {
-                                return Ok(());
-                            }
-                            self.link.session().verify();
-                        }
+                        () = sleep_until(enough) => match then {
+                            Some(then) => then(&mut self.link.session()),
+                            None => return Ok(()),
+                        },
                     }
                 }
             }
         }
     }
 
-    /// Whether the session is live, whether it is closing, and how long to wait at most.
-    fn facts(&self) -> (bool, bool, Duration) {
+    /// Whether the session is closing; until when to wait at most, and what to do then: `None` gives up.
+    fn facts(&mut self) -> (bool, Instant, Option<fn(&mut Session)>) {
         let session = self.link.session();
-        let patience = if session.is_closing() {
-            BRIDGE_CLOSE_DEADLINE
+        let now = Instant::now();
+        if session.is_closing() {
+            return (true, now + BRIDGE_CLOSE_DEADLINE, None);
+        }
+        if session.is_live() {
+            self.link.on_live();
+        }
+        let held_back = session.held_back();
+        self.held_since = held_back.map(|_| self.held_since.unwrap_or(now));
+        let (enough, then): (_, fn(&mut Session)) = if let (Some(times), Some(since)) = (held_back, self.held_since) {
+            (since + (DIGESTION * 2_u32.saturating_pow(times)).min(DIGESTION_MAX), Session::end)
         } else if session.is_unverified() {
-            BRIDGE_VERIFY_AFTER
+            (self.sent_at + BRIDGE_VERIFY_AFTER, Session::verify)
         } else if session.is_stuck() {
-            BRIDGE_OFFER_AGAIN
+            (self.began + BRIDGE_OFFER_AGAIN, Session::end)
         } else {
             // Nothing to find out: until something happens.
-            Duration::from_secs(24 * 60 * 60)
+            (now + Duration::from_secs(24 * 60 * 60), Session::end)
         };
-        (session.is_live(), session.is_closing(), patience)
+        (false, enough, Some(then))
     }
 
     async fn flush(&mut self) -> Result<(), BridgeError> {
@@ -356,8 +363,10 @@ impl Writer<'_> {
             self.send.write(std::mem::take(&mut self.out).into()).await?;
         }
         let sent = self.link.session().sent();
-        add(&self.link.node.sent, (sent - self.sent) as u64);
-        self.sent = sent;
+        if sent > self.sent {
+            add(&self.link.node.sent, (sent - self.sent) as u64);
+            (self.sent, self.sent_at) = (sent, Instant::now());
+        }
         Ok(())
     }
 }

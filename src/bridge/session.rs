@@ -6,7 +6,9 @@
 //!
 //! A Node acknowledges nothing, and drops what comes faster than it stores it. So what was sent counts as *in flight* until
 //! heights of the Node show it, which only the next connection brings: when too much is in flight, or some of it for long, the
-//! session is closed in good order and begun again. What does not arrive is sent again from the Node's heights on.
+//! session is closed in good order and begun again. An author of whom something is still in flight then waits: nothing must
+//! follow a gap, since a Node refuses that and does not take it later either. What does not arrive is sent again from the
+//! Node's heights on.
 //!
 //! Heights do not tell forks apart. So once after connecting, heads are compared: heights are told one lower than they are,
 //! and the Node sends its head operation once more, which the store knows or finds to contradict what it has.
@@ -105,6 +107,8 @@ pub(super) struct Session {
     compare: Compare,
     /// Sessions in a row that found none of what is in flight arrived.
     stalled: u32,
+    /// Sessions in a row that found not all of it arrived.
+    unfinished: u32,
     /// What is in flight should have arrived by now.
     overdue: bool,
 
@@ -114,6 +118,8 @@ pub(super) struct Session {
     /// How many operations of each author the Node has, or will have once what is in flight arrives.
     counts: BTreeMap<PeerId, u64>,
     unverified: usize,
+    /// Authors of whom something was in flight when the connection began.
+    waiting: BTreeSet<PeerId>,
     hearing: Hearing,
     saying: Saying,
     lacking: VecDeque<Range>,
@@ -143,12 +149,14 @@ impl Session {
             left_out: BTreeSet::new(),
             compare: Compare::Everybody,
             stalled: 0,
+            unfinished: 0,
             overdue: false,
             heads: Heads::new(),
             position: 0,
             newest: 0,
             counts: BTreeMap::new(),
             unverified: 0,
+            waiting: BTreeSet::new(),
             hearing: Hearing::Heights,
             saying: Saying::Heights,
             lacking: VecDeque::new(),
@@ -164,6 +172,7 @@ impl Session {
         (self.position, self.newest) = (position, position);
         self.counts.clear();
         self.unverified = 0;
+        self.waiting.clear();
         (self.hearing, self.saying) = (Hearing::Heights, Saying::Heights);
         self.lacking.clear();
         self.outgoing.clear();
@@ -174,7 +183,7 @@ impl Session {
     pub(super) fn on_lost(&mut self) {
         self.compare = Compare::Everybody;
         self.in_flight.clear();
-        (self.stalled, self.overdue) = (0, false);
+        (self.stalled, self.unfinished, self.overdue) = (0, 0, false);
     }
 
     /// An author's log cannot be followed here: forked, or not made of our operations. Nothing more of it is wanted.
@@ -209,8 +218,8 @@ impl Session {
         self.end();
     }
 
-    /// Closes the session in good order once all that was begun is sent.
-    fn end(&mut self) {
+    /// Closes the session in good order once all that was begun is sent: the next one begins with the Node's heights.
+    pub(super) fn end(&mut self) {
         if self.saying == Saying::Live {
             self.saying = Saying::Ending;
         }
@@ -226,9 +235,11 @@ impl Session {
         self.saying == Saying::Closing
     }
 
-    /// Whether it was closed because as much is in flight as may be.
-    pub(super) fn is_full(&self) -> bool {
-        self.unverified >= self.most_in_flight
+    /// Something waits until the Node's heights show more of what is in flight: how often in a row that was so, to ask later
+    /// and later. `None`: nothing waits.
+    pub(super) fn held_back(&self) -> Option<u32> {
+        let full = self.unverified >= self.most_in_flight && self.newest > self.position;
+        (full || !self.waiting.is_empty() || self.is_lacking()).then_some(self.unfinished)
     }
 
     /// Whether operations are in flight.
@@ -244,11 +255,6 @@ impl Session {
     /// Operations sent in this session.
     pub(super) fn sent(&self) -> usize {
         self.sent
-    }
-
-    /// Sessions in a row that found nothing of what is in flight arrived: wait longer before the next one.
-    pub(super) fn stalled(&self) -> u32 {
-        self.stalled
     }
 
     /// What to do next.
@@ -270,20 +276,16 @@ impl Session {
                     if let Some(operation) = self.outgoing.pop_front() {
                         return Say::Send(Message::Operation(RawOperation::from(&operation)));
                     }
-                    self.after_catch_up();
+                    self.saying = Saying::Live;
                     return Say::Send(Message::Done);
                 }
                 Saying::Live => {
                     if let Some(operation) = self.outgoing.pop_front() {
                         return Say::Send(Message::Live(RawOperation::from(&operation)));
                     }
-                    if self.unverified >= self.most_in_flight {
-                        self.saying = Saying::Ending;
-                    } else if self.newest > self.position {
-                        return Say::ReadAfter(self.position);
-                    } else {
-                        return Say::Wait;
-                    }
+                    let room = self.unverified < self.most_in_flight;
+                    let news = room && self.newest > self.position;
+                    return if news { Say::ReadAfter(self.position) } else { Say::Wait };
                 }
                 // A Node that is not live yet takes a close for an error.
                 Saying::Ending if self.hearing != Hearing::Live => return Say::Wait,
@@ -354,16 +356,15 @@ impl Session {
         };
         self.position = last;
         for StoredOperation { operation, .. } in page {
-            let author = operation.author();
-            let count = self.count_of(&author);
-            match u64::from(operation.seq_num()) {
-                seq_num if seq_num < count => {}
-                seq_num if seq_num == count => self.take(operation),
-                // What is before it was not sent: the next session does, from the Node's heights on.
-                _ if self.stuck.contains(&author) => {}
-                _ => self.end(),
+            // What comes before it was not sent, and is not in this session.
+            if u64::from(operation.seq_num()) == self.count_of(&operation.author()) && !self.waits(&operation.author()) {
+                self.take(operation);
             }
         }
+    }
+
+    fn waits(&self, author: &PeerId) -> bool {
+        self.waiting.contains(author)
     }
 
     /// Heights as they are told: one lower where heads are compared, all there is where nothing is wanted.
@@ -404,10 +405,10 @@ impl Session {
         }
         self.counts = self.confirmed.iter().map(|(author, height)| (*author, u64::from(*height) + 1)).collect();
         for (author, sent) in &self.in_flight {
-            let count = u64::from(*sent) + 1;
-            self.unverified += count.saturating_sub(had(&self.confirmed, author)) as usize;
-            self.counts.insert(*author, count);
+            self.unverified += (u64::from(*sent) + 1).saturating_sub(had(&self.confirmed, author)) as usize;
+            self.waiting.insert(*author);
         }
+        self.unfinished = if self.waiting.is_empty() { 0 } else { self.unfinished + 1 };
         self.find_lacking();
         if self.saying == Saying::WaitForHeights {
             self.saying = Saying::Gathering;
@@ -426,7 +427,7 @@ impl Session {
 
     /// What the Node lacks of what is here, authors that it does not take last.
     fn find_lacking(&mut self) {
-        let ours = self.heads.iter().filter(|(author, _)| !self.left_out.contains(*author));
+        let ours = self.heads.iter().filter(|(author, _)| !self.left_out.contains(*author) && !self.waits(author));
         let ours: Heights = ours.map(|(author, head)| (*author, head.seq_num)).collect();
         let theirs = |(author, count): (&PeerId, &u64)| Some((*author, SeqNum::try_from(count.checked_sub(1)?).ok()?));
         let theirs: Heights = self.counts.iter().filter_map(theirs).collect();
@@ -448,7 +449,7 @@ impl Session {
 
     fn announce(&mut self) -> Message {
         if self.outgoing.is_empty() {
-            self.after_catch_up();
+            self.saying = Saying::Live;
             return Message::Done;
         }
         self.saying = Saying::Sending;
@@ -456,10 +457,9 @@ impl Session {
         Message::PreSync { operations, bytes: self.gathered_bytes.try_into().unwrap_or(u32::MAX) }
     }
 
-    /// All that this session may send was sent. What is left takes another one, but for what the Node does not take anyway.
-    fn after_catch_up(&mut self) {
-        let more = self.lacking.iter().any(|range| !self.stuck.contains(&range.author));
-        self.saying = if more { Saying::Ending } else { Saying::Live };
+    /// Whether there is more that the Node lacks than this session may send; what it does not take anyway aside.
+    fn is_lacking(&self) -> bool {
+        self.lacking.iter().any(|range| !self.stuck.contains(&range.author))
     }
 
     /// This operation goes out.

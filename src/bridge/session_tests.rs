@@ -290,8 +290,11 @@ impl World {
             if self.ours.logs.ids() == self.node.logs.ids() && !self.ours.session.is_unverified() {
                 return;
             }
-            // Quiet for long: the driver's timer.
-            self.ours.session.verify();
+            // The driver's timers.
+            match self.ours.session.held_back() {
+                Some(_) => self.ours.session.end(),
+                None => self.ours.session.verify(),
+            }
         }
         panic!("{} here, {} there", self.ours.logs.0.len(), self.node.logs.0.len());
     }
@@ -391,24 +394,56 @@ fn nothing_is_wanted_of_an_author_whose_log_cannot_be_followed() {
     assert_eq!(told.get(&author(7).peer_id()), Some(&SeqNum::MAX));
 }
 
+/// What is sent until there is nothing more to say, the last message included.
+fn said(ours: &mut Ours) -> Vec<Message> {
+    std::iter::from_fn(|| ours.say(9)).collect()
+}
+
+fn operations(messages: &[Message]) -> usize {
+    messages.iter().filter(|message| matches!(message, Message::Operation(_) | Message::Live(_))).count()
+}
+
 #[test]
 fn a_node_that_stores_nothing_is_not_flooded() {
     let mut ours = ours_with(10 * LIMIT);
     let mut sent = 0;
-    for _ in 0..BRIDGE_STALLED_ROUNDS {
+    for round in 0..BRIDGE_STALLED_ROUNDS {
         met(&mut ours, Heights::new());
         ours.hear(Message::Done);
-        while let Some(message) = ours.say(9) {
-            sent += usize::from(matches!(message, Message::Operation(_) | Message::Live(_)));
-        }
-        assert!(ours.session.is_closing());
-        assert!(ours.session.is_full());
+        sent += operations(&said(&mut ours));
+        assert_eq!(ours.session.held_back(), Some(round), "asked for its heights later and later");
+        ours.session.end();
+        assert_eq!(said(&mut ours), [Message::Close]);
     }
     assert_eq!(sent, LIMIT, "and what is in flight is not sent again, until it is taken for lost");
     met(&mut ours, Heights::new());
-    let again = std::iter::from_fn(|| ours.say(9)).filter(|message| matches!(message, Message::Operation(_)));
-    assert_eq!(again.count(), LIMIT);
+    assert_eq!(operations(&said(&mut ours)), LIMIT);
     assert!(ours.session.is_stuck());
+}
+
+#[test]
+fn nothing_follows_what_may_be_lost() {
+    let mut ours = ours_with(2);
+    met(&mut ours, Heights::new());
+    ours.hear(Message::Done);
+    assert_eq!(operations(&said(&mut ours)), 2);
+    ours.session.end();
+    said(&mut ours);
+    let another = ours.logs.sign(&author(1), b"another author's");
+    let next = ours.logs.sign(&author(0), b"the next");
+    [another, next].into_iter().for_each(|operation| ours.store(operation));
+    // The Node has stored none of them: if it never will, a third one would be refused.
+    met(&mut ours, Heights::new());
+    ours.hear(Message::Done);
+    let later = ours.logs.sign(&author(0), b"live");
+    ours.store(later);
+    assert_eq!(operations(&said(&mut ours)), 1, "only the other author's");
+    assert!(ours.session.held_back().is_some());
+    ours.session.end();
+    said(&mut ours);
+    met(&mut ours, [(author(0).peer_id(), 1), (author(1).peer_id(), 0)].into());
+    ours.hear(Message::Done);
+    assert_eq!(operations(&said(&mut ours)), 2);
 }
 
 #[test]
