@@ -357,7 +357,8 @@ impl Session {
         self.position = last;
         for StoredOperation { operation, .. } in page {
             // What comes before it was not sent, and is not in this session.
-            if u64::from(operation.seq_num()) == self.count_of(&operation.author()) && !self.waits(&operation.author()) {
+            if u64::from(operation.seq_num()) == self.count_of(&operation.author()) && !self.waits(&operation.author())
+            {
                 self.take(operation);
             }
         }
