@@ -28,8 +28,8 @@ use crate::store::RefusedReason;
 use crate::transport::{BiStream, CloseReason, RecvHalf, SendHalf, TransportError};
 
 /// How long something waits for the Node to store what is in flight, before its heights are asked for. Doubles each time that
-/// not all has arrived: a session costs the Node as much as many operations do.
-const DIGESTION: Duration = Duration::from_millis(200);
+/// nothing of it has arrived.
+const DIGESTION: Duration = Duration::from_millis(300);
 /// Longest such time.
 const DIGESTION_MAX: Duration = Duration::from_secs(2);
 

@@ -107,8 +107,6 @@ pub(super) struct Session {
     compare: Compare,
     /// Sessions in a row that found none of what is in flight arrived.
     stalled: u32,
-    /// Sessions in a row that found not all of it arrived.
-    unfinished: u32,
     /// What is in flight should have arrived by now.
     overdue: bool,
 
@@ -149,7 +147,6 @@ impl Session {
             left_out: BTreeSet::new(),
             compare: Compare::Everybody,
             stalled: 0,
-            unfinished: 0,
             overdue: false,
             heads: Heads::new(),
             position: 0,
@@ -183,7 +180,7 @@ impl Session {
     pub(super) fn on_lost(&mut self) {
         self.compare = Compare::Everybody;
         self.in_flight.clear();
-        (self.stalled, self.unfinished, self.overdue) = (0, 0, false);
+        (self.stalled, self.overdue) = (0, false);
     }
 
     /// An author's log cannot be followed here: forked, or not made of our operations. Nothing more of it is wanted.
@@ -235,11 +232,11 @@ impl Session {
         self.saying == Saying::Closing
     }
 
-    /// Something waits until the Node's heights show more of what is in flight: how often in a row that was so, to ask later
-    /// and later. `None`: nothing waits.
+    /// Something waits until the Node's heights show more of what is in flight. In how many sessions in a row nothing of that
+    /// arrived: to ask later and later. `None`: nothing waits.
     pub(super) fn held_back(&self) -> Option<u32> {
         let full = self.unverified >= self.most_in_flight && self.newest > self.position;
-        (full || !self.waiting.is_empty() || self.is_lacking()).then_some(self.unfinished)
+        (full || !self.waiting.is_empty() || self.is_lacking()).then_some(self.stalled)
     }
 
     /// Whether operations are in flight.
@@ -409,7 +406,6 @@ impl Session {
             self.unverified += (u64::from(*sent) + 1).saturating_sub(had(&self.confirmed, author)) as usize;
             self.waiting.insert(*author);
         }
-        self.unfinished = if self.waiting.is_empty() { 0 } else { self.unfinished + 1 };
         self.find_lacking();
         if self.saying == Saying::WaitForHeights {
             self.saying = Saying::Gathering;
