@@ -256,44 +256,41 @@ impl Session {
 
     /// What to do next.
     pub(super) fn say(&mut self) -> Say {
-        loop {
-            match self.saying {
-                Saying::Heights => {
-                    // The Node's may be here already.
-                    let waits = self.hearing == Hearing::Heights;
-                    self.saying = if waits { Saying::WaitForHeights } else { Saying::Gathering };
-                    return Say::Send(Message::Have(self.told_heights()));
-                }
-                Saying::WaitForHeights | Saying::Closing => return Say::Wait,
-                Saying::Gathering => match self.next_range() {
-                    Some(range) => return Say::ReadRange(range),
-                    None => return Say::Send(self.announce()),
-                },
-                Saying::Sending => {
-                    if let Some(operation) = self.outgoing.pop_front() {
-                        return Say::Send(Message::Operation(RawOperation::from(&operation)));
-                    }
-                    self.saying = Saying::Live;
-                    return Say::Send(Message::Done);
-                }
-                Saying::Live => {
-                    if let Some(operation) = self.outgoing.pop_front() {
-                        return Say::Send(Message::Live(RawOperation::from(&operation)));
-                    }
-                    let room = self.unverified < self.most_in_flight;
-                    let news = room && self.newest > self.position;
-                    return if news { Say::ReadAfter(self.position) } else { Say::Wait };
-                }
-                // A Node that is not live yet takes a close for an error.
-                Saying::Ending if self.hearing != Hearing::Live => return Say::Wait,
-                Saying::Ending => match self.outgoing.pop_front() {
-                    Some(operation) => return Say::Send(Message::Live(RawOperation::from(&operation))),
-                    None => {
-                        self.saying = Saying::Closing;
-                        return Say::Send(Message::Close);
-                    }
-                },
+        match self.saying {
+            Saying::Heights => {
+                // The Node's may be here already.
+                let waits = self.hearing == Hearing::Heights;
+                self.saying = if waits { Saying::WaitForHeights } else { Saying::Gathering };
+                Say::Send(Message::Have(self.told_heights()))
             }
+            Saying::WaitForHeights | Saying::Closing => Say::Wait,
+            Saying::Gathering => match self.next_range() {
+                Some(range) => Say::ReadRange(range),
+                None => Say::Send(self.announce()),
+            },
+            Saying::Sending => match self.outgoing.pop_front() {
+                Some(operation) => Say::Send(Message::Operation(RawOperation::from(&operation))),
+                None => {
+                    self.saying = Saying::Live;
+                    Say::Send(Message::Done)
+                }
+            },
+            Saying::Live => match self.outgoing.pop_front() {
+                Some(operation) => Say::Send(Message::Live(RawOperation::from(&operation))),
+                None if self.newest > self.position && self.unverified < self.most_in_flight => {
+                    Say::ReadAfter(self.position)
+                }
+                None => Say::Wait,
+            },
+            // A Node that is not live yet takes a close for an error.
+            Saying::Ending if self.hearing != Hearing::Live => Say::Wait,
+            Saying::Ending => match self.outgoing.pop_front() {
+                Some(operation) => Say::Send(Message::Live(RawOperation::from(&operation))),
+                None => {
+                    self.saying = Saying::Closing;
+                    Say::Send(Message::Close)
+                }
+            },
         }
     }
 

@@ -115,11 +115,14 @@ fn stream() -> (BiStream, (Pipe, Spout)) {
     ((Box::new(Pipe(out)), Box::new(Spout(back))), (Pipe(at_us), Spout(at_node)))
 }
 
+/// What a Node sees of one connection: its streams.
+type Accepted = mpsc::Receiver<(Pipe, Spout)>;
+
 /// A Node that hands the streams of every connection to the test.
 #[derive(Debug)]
 struct Dialler {
     dials: AtomicUsize,
-    accepting: Mutex<Option<mpsc::Sender<mpsc::Receiver<(Pipe, Spout)>>>>,
+    accepting: Mutex<Option<mpsc::Sender<Accepted>>>,
 }
 
 #[derive(Debug)]
@@ -171,7 +174,7 @@ struct AtNode {
     send: Pipe,
     recv: Spout,
     frames: Frames,
-    _streams: (Pipe, Spout, mpsc::Receiver<(Pipe, Spout)>),
+    _streams: (Pipe, Spout, Accepted),
 }
 
 impl AtNode {
@@ -224,7 +227,7 @@ struct World {
     store: Arc<dyn Store>,
     documents: VecDeque<Arc<Document>>,
     dialler: Arc<Dialler>,
-    accepted: mpsc::Receiver<mpsc::Receiver<(Pipe, Spout)>>,
+    accepted: mpsc::Receiver<Accepted>,
     bridge: Bridge,
 }
 
