@@ -352,6 +352,9 @@ pub const BRIDGE_MALFORMED_PER_SESSION: u32 = 16;
 /// How long a Node may take to greet and to tell its heights.
 pub const BRIDGE_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Silence after which a connection to a Node is given up. A Node that is killed says nothing, and knows no old connection.
+pub const BRIDGE_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// How long a Node may take to close a session.
 pub const BRIDGE_CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 

@@ -224,3 +224,6 @@ impl Bridge {
 fn same(one: &Arc<dyn BridgedDocument>, other: &Arc<dyn BridgedDocument>) -> bool {
     std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other))
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,10 +28,13 @@ use crate::store::RefusedReason;
 use crate::transport::{BiStream, CloseReason, RecvHalf, SendHalf, TransportError};
 
 /// How long something waits for the Node to store what is in flight, before its heights are asked for. Doubles each time that
-/// not all has arrived: a session costs the Node as much as many operations do.
-const DIGESTION: Duration = Duration::from_millis(200);
+/// nothing of it has arrived.
+const DIGESTION: Duration = Duration::from_millis(300);
 /// Longest such time.
 const DIGESTION_MAX: Duration = Duration::from_secs(2);
+
+/// Until when to wait at most, and what to do with the session then.
+type Patience = (Instant, fn(&mut Session));
 
 /// The first stream: it stays open, since ending it is not foreseen.
 #[derive(Debug)]
@@ -318,13 +321,15 @@ impl<'a> Writer<'a> {
                 }
                 Say::Wait => {
                     self.flush().await?;
-                    let (is_closing, enough, then) = self.facts();
+                    let patience = self.patience();
+                    let enough = patience.map_or_else(|| Instant::now() + BRIDGE_CLOSE_DEADLINE, |(enough, _)| enough);
                     tokio::select! {
                         biased;
                         () = self.wake.notified() => {}
-                        Ok(()) = newest.changed(), if !is_closing => {}
-                        () = sleep_until(enough) => match then {
-                            Some(then) => then(&mut self.link.session()),
+                        Ok(()) = newest.changed(), if patience.is_some() => {}
+                        () = sleep_until(enough) => match patience {
+                            Some((_, then)) => then(&mut self.link.session()),
+                            // The Node does not close what was closed here.
                             None => return Ok(()),
                         },
                     }
@@ -333,19 +338,19 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Whether the session is closing; until when to wait at most, and what to do then: `None` gives up.
-    fn facts(&mut self) -> (bool, Instant, Option<fn(&mut Session)>) {
+    /// How long to wait for something to send; `None` when the session is closing.
+    fn patience(&mut self) -> Option<Patience> {
         let session = self.link.session();
         let now = Instant::now();
         if session.is_closing() {
-            return (true, now + BRIDGE_CLOSE_DEADLINE, None);
+            return None;
         }
         if session.is_live() {
             self.link.on_live();
         }
         let held_back = session.held_back();
         self.held_since = held_back.map(|_| self.held_since.unwrap_or(now));
-        let (enough, then): (_, fn(&mut Session)) = if let (Some(times), Some(since)) = (held_back, self.held_since) {
+        let patience: Patience = if let (Some(times), Some(since)) = (held_back, self.held_since) {
             (since + (DIGESTION * 2_u32.saturating_pow(times)).min(DIGESTION_MAX), Session::end)
         } else if session.is_unverified() {
             (self.sent_at + BRIDGE_VERIFY_AFTER, Session::verify)
@@ -355,7 +360,7 @@ impl<'a> Writer<'a> {
             // Nothing to find out: until something happens.
             (now + Duration::from_secs(24 * 60 * 60), Session::end)
         };
-        (false, enough, Some(then))
+        Some(patience)
     }
 
     async fn flush(&mut self) -> Result<(), BridgeError> {

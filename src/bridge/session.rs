@@ -107,8 +107,6 @@ pub(super) struct Session {
     compare: Compare,
     /// Sessions in a row that found none of what is in flight arrived.
     stalled: u32,
-    /// Sessions in a row that found not all of it arrived.
-    unfinished: u32,
     /// What is in flight should have arrived by now.
     overdue: bool,
 
@@ -149,7 +147,6 @@ impl Session {
             left_out: BTreeSet::new(),
             compare: Compare::Everybody,
             stalled: 0,
-            unfinished: 0,
             overdue: false,
             heads: Heads::new(),
             position: 0,
@@ -183,7 +180,7 @@ impl Session {
     pub(super) fn on_lost(&mut self) {
         self.compare = Compare::Everybody;
         self.in_flight.clear();
-        (self.stalled, self.unfinished, self.overdue) = (0, 0, false);
+        (self.stalled, self.overdue) = (0, false);
     }
 
     /// An author's log cannot be followed here: forked, or not made of our operations. Nothing more of it is wanted.
@@ -235,11 +232,11 @@ impl Session {
         self.saying == Saying::Closing
     }
 
-    /// Something waits until the Node's heights show more of what is in flight: how often in a row that was so, to ask later
-    /// and later. `None`: nothing waits.
+    /// Something waits until the Node's heights show more of what is in flight. In how many sessions in a row nothing of that
+    /// arrived: to ask later and later. `None`: nothing waits.
     pub(super) fn held_back(&self) -> Option<u32> {
         let full = self.unverified >= self.most_in_flight && self.newest > self.position;
-        (full || !self.waiting.is_empty() || self.is_lacking()).then_some(self.unfinished)
+        (full || !self.waiting.is_empty() || self.is_lacking()).then_some(self.stalled)
     }
 
     /// Whether operations are in flight.
@@ -259,44 +256,41 @@ impl Session {
 
     /// What to do next.
     pub(super) fn say(&mut self) -> Say {
-        loop {
-            match self.saying {
-                Saying::Heights => {
-                    // The Node's may be here already.
-                    let waits = self.hearing == Hearing::Heights;
-                    self.saying = if waits { Saying::WaitForHeights } else { Saying::Gathering };
-                    return Say::Send(Message::Have(self.told_heights()));
-                }
-                Saying::WaitForHeights | Saying::Closing => return Say::Wait,
-                Saying::Gathering => match self.next_range() {
-                    Some(range) => return Say::ReadRange(range),
-                    None => return Say::Send(self.announce()),
-                },
-                Saying::Sending => {
-                    if let Some(operation) = self.outgoing.pop_front() {
-                        return Say::Send(Message::Operation(RawOperation::from(&operation)));
-                    }
-                    self.saying = Saying::Live;
-                    return Say::Send(Message::Done);
-                }
-                Saying::Live => {
-                    if let Some(operation) = self.outgoing.pop_front() {
-                        return Say::Send(Message::Live(RawOperation::from(&operation)));
-                    }
-                    let room = self.unverified < self.most_in_flight;
-                    let news = room && self.newest > self.position;
-                    return if news { Say::ReadAfter(self.position) } else { Say::Wait };
-                }
-                // A Node that is not live yet takes a close for an error.
-                Saying::Ending if self.hearing != Hearing::Live => return Say::Wait,
-                Saying::Ending => match self.outgoing.pop_front() {
-                    Some(operation) => return Say::Send(Message::Live(RawOperation::from(&operation))),
-                    None => {
-                        self.saying = Saying::Closing;
-                        return Say::Send(Message::Close);
-                    }
-                },
+        match self.saying {
+            Saying::Heights => {
+                // The Node's may be here already.
+                let waits = self.hearing == Hearing::Heights;
+                self.saying = if waits { Saying::WaitForHeights } else { Saying::Gathering };
+                Say::Send(Message::Have(self.told_heights()))
             }
+            Saying::WaitForHeights | Saying::Closing => Say::Wait,
+            Saying::Gathering => match self.next_range() {
+                Some(range) => Say::ReadRange(range),
+                None => Say::Send(self.announce()),
+            },
+            Saying::Sending => match self.outgoing.pop_front() {
+                Some(operation) => Say::Send(Message::Operation(RawOperation::from(&operation))),
+                None => {
+                    self.saying = Saying::Live;
+                    Say::Send(Message::Done)
+                }
+            },
+            Saying::Live => match self.outgoing.pop_front() {
+                Some(operation) => Say::Send(Message::Live(RawOperation::from(&operation))),
+                None if self.newest > self.position && self.unverified < self.most_in_flight => {
+                    Say::ReadAfter(self.position)
+                }
+                None => Say::Wait,
+            },
+            // A Node that is not live yet takes a close for an error.
+            Saying::Ending if self.hearing != Hearing::Live => Say::Wait,
+            Saying::Ending => match self.outgoing.pop_front() {
+                Some(operation) => Say::Send(Message::Live(RawOperation::from(&operation))),
+                None => {
+                    self.saying = Saying::Closing;
+                    Say::Send(Message::Close)
+                }
+            },
         }
     }
 
@@ -357,7 +351,8 @@ impl Session {
         self.position = last;
         for StoredOperation { operation, .. } in page {
             // What comes before it was not sent, and is not in this session.
-            if u64::from(operation.seq_num()) == self.count_of(&operation.author()) && !self.waits(&operation.author()) {
+            if u64::from(operation.seq_num()) == self.count_of(&operation.author()) && !self.waits(&operation.author())
+            {
                 self.take(operation);
             }
         }
@@ -408,7 +403,6 @@ impl Session {
             self.unverified += (u64::from(*sent) + 1).saturating_sub(had(&self.confirmed, author)) as usize;
             self.waiting.insert(*author);
         }
-        self.unfinished = if self.waiting.is_empty() { 0 } else { self.unfinished + 1 };
         self.find_lacking();
         if self.saying == Saying::WaitForHeights {
             self.saying = Saying::Gathering;

@@ -226,6 +226,12 @@ impl Node {
         assert_eq!(*times, 1, "sent twice in one session");
         self.deaf |= self.queue.len() >= NODE_QUEUE;
         if !self.deaf {
+            // It would be refused, and not be taken later either.
+            let author = operation.author();
+            let waiting = self.queue.iter().filter(|waiting| waiting.author() == author).map(Operation::seq_num).max();
+            let stored = self.logs.heights().get(&author).copied();
+            let expected = waiting.max(stored).map_or(0, |newest| newest + 1);
+            assert!(operation.seq_num() <= expected, "{} sent, {expected} expected", operation.seq_num());
             self.queue.push_back(operation.clone());
         }
     }
@@ -243,6 +249,8 @@ struct World {
     to_node: VecDeque<Message>,
     to_us: VecDeque<Message>,
     sessions: usize,
+    /// The Node is killed between this session and the next, and nobody notices.
+    restarts: bool,
 }
 
 impl World {
@@ -253,6 +261,7 @@ impl World {
             to_node: VecDeque::new(),
             to_us: VecDeque::new(),
             sessions: 0,
+            restarts: false,
         };
         world.connect();
         world
@@ -262,6 +271,9 @@ impl World {
         self.sessions += 1;
         self.to_node.clear();
         self.to_us.clear();
+        if std::mem::take(&mut self.restarts) {
+            self.node.queue.clear();
+        }
         self.ours.begin();
         self.node.begin();
     }
@@ -322,6 +334,7 @@ proptest! {
                     world.connect();
                 }
                 6 if random.random_bool(0.2) => world.ours.session.verify(),
+                7 if random.random_bool(0.1) => world.restarts = true,
                 kind => {
                     let kind = kind % 5;
                     if kind != 4 || random.random_range(0..6) < digestion {

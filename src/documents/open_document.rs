@@ -302,6 +302,9 @@ impl OpenDocument {
 
     /// In a restored store: a peer says that it has `announced` of our own operations. Once as many are here, publishing is
     /// safe, as far as that peer knows.
+    ///
+    /// # Errors
+    /// [`StoreError`] when that cannot be noted.
     pub async fn on_own_announced(&self, announced: u64) -> Result<(), StoreError> {
         let caught_up = u64::from(self.expected(&self.node)) >= announced;
         if self.live().unconfirmed && caught_up {
@@ -344,6 +347,9 @@ impl OpenDocument {
 
     /// A peer has our own operations up to and including `seq_num`. The store hears of it first: who sees the queue shorter
     /// can publish, and a session that ends meanwhile leaves nothing behind that the next acknowledgement does not repair.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be noted.
     pub async fn on_own_acknowledged(&self, peer: PeerId, seq_num: SeqNum) -> Result<(), StoreError> {
         let (own, delivered) = {
             let live = self.live();

@@ -3,20 +3,23 @@
 //! A Node is not in the pool of peers, and its paths are not watched over: it does not answer our checks. Its route is kept
 //! while the connection is there, so that others at its address do not take it away.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::IdleTimeout;
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::dial::same_address;
 use super::errors::connection_error;
 use super::flush::FlushSet;
 use super::paths::RouteGuard;
 use super::streams::{Link, QuicRecv, QuicSend};
 use super::transport::{QuicTransport, QuicTransportImpl};
 use super::wire::code;
-use crate::limits::SOCKET_ROUTES;
+use crate::limits::{BRIDGE_IDLE_TIMEOUT, SOCKET_ROUTES};
 use crate::nodes::{NodeConnection, NodeDialler, P2pandaNode};
 use crate::transport::{BiStream, BoxFuture, CloseReason, Priority, TransportError, TransportKind};
 use crate::transports::tls;
@@ -51,33 +54,63 @@ async fn dial(
     // A packet to any address would show where this node is.
     let hidden = transport.traversal.as_ref().is_some_and(|traversal| traversal.options.relay_only);
     let addresses = node.addresses().iter().copied().filter(|address| !hidden && transport.paths.reaches(address));
-    let addresses: Vec<_> = addresses.collect();
-    if addresses.is_empty() {
-        return Err(TransportError::NoAddress(TransportKind::Quic));
-    }
-    let mut error = TransportError::Limit { what: "routes", limit: SOCKET_ROUTES };
-    let mut attempts = JoinSet::new();
-    for route in transport.paths.dial(&addresses) {
-        let (transport, node, protocol) = (transport.clone(), node.clone(), protocol.to_vec());
-        attempts.spawn(async move { handshake(&transport, &node, route, &protocol).await });
-    }
-    while let Some(attempted) = attempts.join_next().await {
-        match attempted {
-            Ok(Ok(connected)) => return Ok(connected),
-            Ok(Err(failed)) => error = failed,
-            Err(stopped) => error = TransportError::Lost(stopped.to_string()),
+    let mut addresses: Vec<_> = addresses.collect();
+    let mut error = TransportError::NoAddress(TransportKind::Quic);
+    while !addresses.is_empty() {
+        let before = addresses.len();
+        match race(transport, node, &addresses, protocol).await {
+            Ok(connected) => return Ok(connected),
+            Err((failed, strangers)) => {
+                error = failed;
+                addresses.retain(|address| !strangers.iter().any(|stranger| same_address(address, stranger)));
+            }
+        }
+        // Only a stranger who answered gives reason to ask again who else is there.
+        if addresses.len() == before {
+            break;
         }
     }
     Err(error)
 }
 
+/// One handshake for all addresses that nobody else uses. When it fails: why, and who answered.
+async fn race(
+    transport: &Arc<QuicTransportImpl>,
+    node: &P2pandaNode,
+    addresses: &[SocketAddr],
+    protocol: &[u8],
+) -> Result<Connected, (TransportError, Vec<SocketAddr>)> {
+    let mut error = TransportError::Limit { what: "routes", limit: SOCKET_ROUTES };
+    let mut strangers = Vec::new();
+    let mut attempts = JoinSet::new();
+    for route in transport.paths.dial(addresses) {
+        let (transport, node, protocol) = (transport.clone(), node.clone(), protocol.to_vec());
+        attempts.spawn(async move {
+            let quinn = handshake(&transport, &node, &route, &protocol).await;
+            let answered = transport.paths.path(&route.address()).map(|path| path.remote);
+            quinn.map(|link| Connected { link, _route: route }).map_err(|error| (error, answered))
+        });
+    }
+    while let Some(attempted) = attempts.join_next().await {
+        match attempted {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err((failed, answered))) => {
+                error = failed;
+                strangers.extend(answered);
+            }
+            Err(stopped) => error = TransportError::Lost(stopped.to_string()),
+        }
+    }
+    Err((error, strangers))
+}
+
 async fn handshake(
     transport: &QuicTransportImpl,
     node: &P2pandaNode,
-    route: RouteGuard,
+    route: &RouteGuard,
     protocol: &[u8],
-) -> Result<Connected, TransportError> {
-    let idle_timeout = transport.options.idle_timeout;
+) -> Result<Arc<Link>, TransportError> {
+    let idle_timeout = transport.options.idle_timeout.min(BRIDGE_IDLE_TIMEOUT);
     let (endpoint, limit) = (transport.endpoint()?, transport.options.max_connections);
     if endpoint.open_connections() >= limit {
         return Err(TransportError::Limit { what: "connections", limit });
@@ -88,8 +121,7 @@ async fn handshake(
         .map_err(|error| TransportError::Lost(error.to_string()))?;
     let quinn = connecting.await.map_err(|error| connection_error(&error, idle_timeout))?;
     transport.paths.path(&route.address()).inspect(|path| transport.paths.prove(path));
-    let link = Arc::new(Link { quinn, flush: Arc::new(FlushSet::default()), idle_timeout });
-    Ok(Connected { link, _route: route })
+    Ok(Arc::new(Link { quinn, flush: Arc::new(FlushSet::default()), idle_timeout }))
 }
 
 impl QuicTransportImpl {
@@ -99,7 +131,10 @@ impl QuicTransportImpl {
         let tls = self.tls.raw_key_client(protocol).map_err(|error| failed(error.to_string()))?;
         let tls = QuicClientConfig::try_from(tls).map_err(|error| failed(error.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        config.transport_config(Arc::new(self.options.transport_config(&Arc::default())));
+        let mut parameters = self.options.transport_config(&Arc::default());
+        let idle_timeout = self.options.idle_timeout.min(BRIDGE_IDLE_TIMEOUT);
+        parameters.max_idle_timeout(IdleTimeout::try_from(idle_timeout).ok());
+        config.transport_config(Arc::new(parameters));
         Ok(config)
     }
 }
