@@ -223,6 +223,89 @@ async fn operations_cross_a_line_of_a_node_two_of_ours_and_a_node() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_of_ours_that_know_each_other_and_one_node_get_everything_once() {
+    const COUNT: u32 = 200;
+    let world = World::new("triangle").await;
+    let mut node = world.node("node", &[]).await;
+    let mut first = world.editor("first", &[&node]).await;
+    let mut second = world.editor("second", &[&node]).await;
+    let Opened { topic, ticket } = first.create().await;
+    second.join(&ticket.expect("of ours")).await;
+    node.open(&topic).await;
+    for process in [&mut first, &mut second, &mut node] {
+        let name = process.name.clone();
+        process.publish(&topic, COUNT, &name, LIVE_PER_SECOND).await;
+    }
+    let names = ["first", "second", "node"];
+    for process in [&mut first, &mut second, &mut node] {
+        let own = process.name.clone();
+        process.published(&own, COUNT as usize).await;
+        for name in names.into_iter().filter(|name| *name != own) {
+            process.wait(name, LONG_PATIENCE, |seen| seen.received(name).count() >= COUNT as usize).await;
+            assert_eq!(process.seen().numbers(name), Vec::from_iter(0..COUNT), "in order, each once");
+        }
+    }
+    let heads = node.heads(&topic).await;
+    for process in [first, second] {
+        let mut process = process;
+        process.holds(&topic, &heads, PATIENCE).await;
+        assert_eq!(process.seen().received.len(), 2 * COUNT as usize, "nothing twice afterwards");
+        process.stop().await;
+    }
+    assert_eq!(node.seen().received.len(), 2 * COUNT as usize, "nothing twice afterwards");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_documents_are_live_with_one_node() {
+    const DOCUMENTS: usize = 20;
+    let world = World::new("many_documents").await;
+    let mut node = world.node("node", &[]).await;
+    let mut editor = world.editor("editor", &[&node]).await;
+    let mut topics = Vec::new();
+    for _ in 0..DOCUMENTS {
+        let topic = editor.create().await.topic;
+        node.open(&topic).await;
+        topics.push(topic);
+    }
+    for topic in &topics {
+        editor.publish(topic, 10, "ours", 0).await;
+        node.publish(topic, 10, "theirs", 0).await;
+    }
+    let all = |topic: &String, name: &str, process: &Process| {
+        let seen = process.seen();
+        seen.received(name)
+            .filter(|operation| operation.topic == *topic)
+            .map(|operation| operation.seq)
+            .collect::<Vec<_>>()
+    };
+    node.wait("all of ours", LONG_PATIENCE, |seen| seen.received("ours").count() >= 10 * DOCUMENTS).await;
+    editor.wait("all of theirs", LONG_PATIENCE, |seen| seen.received("theirs").count() >= 10 * DOCUMENTS).await;
+    for topic in &topics {
+        assert_eq!(all(topic, "ours", &node), Vec::from_iter(0..10), "in order, each once, in its document");
+        assert_eq!(all(topic, "theirs", &editor), Vec::from_iter(0..10), "in order, each once, in its document");
+    }
+    editor.stop().await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_megabyte_in_one_operation_crosses_both_ways() {
+    let world = World::new("megabyte").await;
+    let mut pair = Pair::connected(&world).await;
+    let (ours, theirs) = ("o".repeat(1 << 20), "t".repeat(1 << 20));
+    pair.editor.publish(&pair.topic, 1, &ours, 0).await;
+    pair.node.publish(&pair.topic, 1, &theirs, 0).await;
+    pair.node.wait("ours", PATIENCE, |seen| seen.received(&ours).count() > 0).await;
+    pair.editor.wait("theirs", PATIENCE, |seen| seen.received(&theirs).count() > 0).await;
+    pair.node.published(&theirs, 1).await;
+    same(pair.editor.seen().published(&ours), pair.node.seen().received(&ours));
+    same(pair.node.seen().published(&theirs), pair.editor.seen().received(&theirs));
+    pair.ping("afterwards").await;
+    pair.stop().await;
+}
+
 /// Asserts that these heads cover the newest of the operations, which are of one author.
 fn has_newest(heads: &[Head], operations: &[Operation]) {
     let newest = operations.iter().max_by_key(|operation| operation.seq).expect("some were told");

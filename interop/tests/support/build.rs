@@ -20,7 +20,7 @@ fn build() -> PathBuf {
     let main_package = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a package inside of the main package");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(main_package).args(["build", "--ignore-rust-version", "--locked"]);
-    cargo.args(["--features", "cli,bridge", "--example", "interop_editor", "--message-format=json"]);
+    cargo.args(["--features", "cli,sim,bridge", "--example", "interop_editor", "--message-format=json"]);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }

@@ -110,11 +110,12 @@ impl Seen {
 /// What the test put into an operation: behind the envelope, which is `[1, bytes]`.
 fn payload(operation: &Operation) -> Payload {
     let body = data_encoding::HEXLOWER.decode(operation.body.as_bytes()).expect("hex");
-    // Array of two, the version, and a byte string of up to 23, 255 or 65,535 bytes.
+    // Array of two, the version, and a byte string of up to 23 bytes, or of a length in one, two or four.
     let text = match body.as_slice() {
         [0x82, 0x01, 0x40..=0x57, text @ ..]
         | [0x82, 0x01, 0x58, _, text @ ..]
-        | [0x82, 0x01, 0x59, _, _, text @ ..] => text,
+        | [0x82, 0x01, 0x59, _, _, text @ ..]
+        | [0x82, 0x01, 0x5a, _, _, _, _, text @ ..] => text,
         _ => panic!("not our envelope: {}", operation.body),
     };
     Payload::decode(text).unwrap_or_else(|| panic!("not a payload of these tests: {}", operation.body))
