@@ -364,5 +364,8 @@ pub const BRIDGE_VERIFY_AFTER: Duration = Duration::from_secs(10);
 /// When an author's operations are offered again that a Node does not take.
 pub const BRIDGE_OFFER_AGAIN: Duration = Duration::from_secs(60);
 
+/// Sessions in which a Node's own log of an author has the same gap before that author is left out.
+pub const BRIDGE_SAME_GAP: u32 = 3;
+
 /// Rounds in which a Node stores nothing of what it was sent before that is taken for lost and sent again.
 pub const BRIDGE_STALLED_ROUNDS: u32 = 8;

@@ -164,6 +164,10 @@ impl<'a> Reader<'a> {
 
     /// True when the Node wants the session to end.
     async fn on_message(&mut self, message: Message) -> Result<bool, BridgeError> {
+        if message == Message::Done {
+            // What came until now was the Node's own log, and is judged as that.
+            self.store().await?;
+        }
         let heard = self.link.session().hear(message);
         match heard.map_err(|what| BridgeError::OutOfTurn(what.0))? {
             Heard::Nothing => {}
@@ -253,8 +257,7 @@ impl<'a> Reader<'a> {
                     self.link.session().leave_out(refused.author);
                 }
                 RefusedReason::Frozen | RefusedReason::TooManyAuthors => self.link.session().leave_out(refused.author),
-                // What was before it could not be taken, or the Node skipped it: the next session asks again.
-                RefusedReason::Gap => {}
+                RefusedReason::Gap => self.link.session().on_gap(refused.author, refused.expected),
             }
         }
         if has_own {

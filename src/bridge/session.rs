@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::wire::{Message, RawOperation};
 use crate::ids::PeerId;
-use crate::limits::{BRIDGE_CHUNK_BYTES, BRIDGE_STALLED_ROUNDS};
+use crate::limits::{BRIDGE_CHUNK_BYTES, BRIDGE_SAME_GAP, BRIDGE_STALLED_ROUNDS};
 use crate::operation::{Operation, SeqNum};
 use crate::store::{Heads, Position, StoredOperation};
 
@@ -104,6 +104,9 @@ pub(super) struct Session {
     stuck: BTreeSet<PeerId>,
     /// Authors of whom nothing is wanted from this Node: their logs cannot be followed here.
     left_out: BTreeSet<PeerId>,
+    /// Authors of whose log the Node, by its own word, has all, and sent us what does not follow what is here: what was
+    /// expected, and how often.
+    gaps: BTreeMap<PeerId, (SeqNum, u32)>,
     compare: Compare,
     /// Sessions in a row that found none of what is in flight arrived.
     stalled: u32,
@@ -118,6 +121,8 @@ pub(super) struct Session {
     unverified: usize,
     /// Authors of whom something was in flight when the connection began.
     waiting: BTreeSet<PeerId>,
+    /// Authors of whom something came that does not follow what is here.
+    gapped: BTreeSet<PeerId>,
     hearing: Hearing,
     saying: Saying,
     lacking: VecDeque<Range>,
@@ -145,6 +150,7 @@ impl Session {
             in_flight: Heights::new(),
             stuck: BTreeSet::new(),
             left_out: BTreeSet::new(),
+            gaps: BTreeMap::new(),
             compare: Compare::Everybody,
             stalled: 0,
             overdue: false,
@@ -154,6 +160,7 @@ impl Session {
             counts: BTreeMap::new(),
             unverified: 0,
             waiting: BTreeSet::new(),
+            gapped: BTreeSet::new(),
             hearing: Hearing::Heights,
             saying: Saying::Heights,
             lacking: VecDeque::new(),
@@ -170,6 +177,7 @@ impl Session {
         self.counts.clear();
         self.unverified = 0;
         self.waiting.clear();
+        self.gapped.clear();
         (self.hearing, self.saying) = (Hearing::Heights, Saying::Heights);
         self.lacking.clear();
         self.outgoing.clear();
@@ -188,8 +196,32 @@ impl Session {
         self.left_out.insert(author);
     }
 
+    /// What came of an author does not follow what is here. A Node passes on what it could not store itself, or loses some: the
+    /// next session asks again. But when its own log comes with the same gap over and over, it will always: one operation in it
+    /// is not to be had.
+    pub(super) fn on_gap(&mut self, author: PeerId, expected: SeqNum) {
+        let first = self.gapped.insert(author);
+        if first && self.hearing != Hearing::Live {
+            let gap = self.gaps.entry(author).or_default();
+            let times = if gap.0 == expected { gap.1 + 1 } else { 1 };
+            *gap = (expected, times);
+            if times >= BRIDGE_SAME_GAP {
+                self.gaps.remove(&author);
+                self.leave_out(author);
+            }
+        }
+    }
+
     /// The Node has this operation, since it sent it.
     pub(super) fn on_theirs(&mut self, author: PeerId, seq_num: SeqNum) {
+        // Passed on by the Node, which may lack what comes before: its next heights tell.
+        if self.hearing == Hearing::Live && u64::from(seq_num) > self.count_of(&author) {
+            self.gapped.insert(author);
+        }
+        self.note_count(author, seq_num);
+    }
+
+    fn note_count(&mut self, author: PeerId, seq_num: SeqNum) {
         let count = self.counts.entry(author).or_default();
         *count = (*count).max(u64::from(seq_num) + 1);
     }
@@ -232,11 +264,11 @@ impl Session {
         self.saying == Saying::Closing
     }
 
-    /// Something waits until the Node's heights show more of what is in flight. In how many sessions in a row nothing of that
+    /// Something waits until the Node's heights show more of what is in flight, or for what is missing before something that came. In how many sessions in a row nothing of that
     /// arrived: to ask later and later. `None`: nothing waits.
     pub(super) fn held_back(&self) -> Option<u32> {
         let full = self.unverified >= self.most_in_flight && self.newest > self.position;
-        (full || !self.waiting.is_empty() || self.is_lacking()).then_some(self.stalled)
+        (full || !self.waiting.is_empty() || !self.gapped.is_empty() || self.is_lacking()).then_some(self.stalled)
     }
 
     /// Whether operations are in flight.
@@ -459,7 +491,7 @@ impl Session {
     /// This operation goes out.
     fn take(&mut self, operation: Operation) {
         let author = operation.author();
-        self.on_theirs(author, operation.seq_num());
+        self.note_count(author, operation.seq_num());
         if !self.stuck.contains(&author) {
             self.in_flight.insert(author, operation.seq_num());
             self.unverified += 1;

@@ -460,6 +460,26 @@ fn nothing_follows_what_may_be_lost() {
 }
 
 #[test]
+fn a_node_that_passes_on_what_it_may_lack_the_beginning_of_is_asked_for_its_heights() {
+    let mut ours = ours_with(0);
+    met(&mut ours, Heights::new());
+    ours.hear(Message::Done);
+    said(&mut ours);
+    let mut bobs = Logs::default();
+    for _ in 0..3 {
+        let operation = bobs.sign(&author(1), b"x");
+        bobs.add(operation);
+    }
+    let log = &bobs.0[&author(1).peer_id()];
+    ours.hear(Message::Live((&log[0]).into()));
+    assert_eq!(ours.session.held_back(), None);
+    // The second came here from a peer, and the Node passes on the third.
+    ours.store(log[1].clone());
+    ours.hear(Message::Live((&log[2]).into()));
+    assert!(ours.session.held_back().is_some());
+}
+
+#[test]
 fn a_node_that_speaks_out_of_turn_is_told_apart() {
     let operation = || RawOperation::from(&Logs::default().sign(&author(0), b"x"));
     let out_of_turn: [(&[Message], Message); 8] = [

@@ -78,6 +78,24 @@ fn heights_of_other_logs_are_not_ours() {
     assert_eq!(Message::read(&out[PREFIX_BYTES..], log()), Some(Message::Have(Heights::new())));
 }
 
+proptest::proptest! {
+    #[test]
+    fn whatever_comes_is_read_or_refused(bytes: Vec<u8>, at: proptest::sample::Index, byte: u8) {
+        let _ = (Message::read(&bytes, log()), Greeting::read(&bytes));
+        let identity = Identity::from_seed(&[1; 32]);
+        let operation = Operation::sign(&identity, log(), None, 1, b"milk").unwrap();
+        let messages = [Message::Have([(identity.peer_id(), 3)].into()), Message::Live((&operation).into())];
+        for message in messages {
+            let mut damaged = framed(message)[PREFIX_BYTES..].to_vec();
+            damaged.insert(at.index(damaged.len()), byte);
+            let _ = Message::read(&damaged, log());
+        }
+        let mut frames = Frames::default();
+        bytes.chunks(3).for_each(|chunk| frames.push(chunk));
+        while frames.next().is_some() {}
+    }
+}
+
 /// What p2panda's own crates write; how it was made is said in the file.
 mod vectors {
     use super::*;
