@@ -41,15 +41,16 @@
 //! | floor | | modules |
 //! |---|---|---|
 //! | 5 | what an editor sees | [`panda_network`](mod@panda_network), re-exported here |
-//! | 4 | services | [`documents`], [`connections`], [`discovery`], [`doctor`], `relay` |
+//! | 4 | services | [`documents`], [`connections`], [`discovery`], [`doctor`], `bridge`, `relay` |
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
 //! | 2 | pure protocol machines | [`nat`], [`rendezvous`], [`sync`] |
-//! | 1 | ports | [`net`], [`network_interface`], [`store`], [`transport`] |
+//! | 1 | ports | [`net`], [`network_interface`], `nodes`, [`store`], [`transport`] |
 //! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`cbor`], [`clock`], [`error`] |
 //!
 //! # Features
 //!
 //! - none: the node, with QUIC and SQLite.
+//! - `bridge`: takes open documents to p2panda Nodes.
 //! - `relay`: the server that a cooperative runs for its nodes. Nodes use relays without it.
 //! - `sim`: the simulated network, a test harness.
 //! - `cli`: what the binary `panda` needs, `relay` included.
@@ -60,6 +61,8 @@
 
 pub mod address;
 pub mod backoff;
+#[cfg(feature = "bridge")]
+pub mod bridge;
 pub mod cbor;
 pub mod clock;
 pub mod connections;
@@ -75,6 +78,8 @@ pub mod limits;
 pub mod nat;
 pub mod net;
 pub mod network_interface;
+#[cfg(feature = "bridge")]
+pub mod nodes;
 pub mod operation;
 pub mod panda_network;
 #[cfg(feature = "relay")]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Which slices live on which floor. A slice uses its own floor's ports and whatever is below.
 const FLOORS: [&[&str]; 6] = [
     &["address", "backoff", "cbor", "clock", "error", "extensions", "frame", "identity", "ids", "limits", "operation"],
-    &["net", "network_interface", "store", "transport"],
+    &["net", "network_interface", "nodes", "store", "transport"],
     &["encryption", "nat", "outbox", "rendezvous", "sync"],
     &["sim", "storage", "telemetry", "transports", "watch"],
     &["bridge", "connections", "discovery", "doctor", "documents", "mesh", "relay"],

@@ -266,7 +266,7 @@ impl OpenDocument {
     }
 
     /// Resolves when something newer than the last seen value was stored.
-    pub(super) fn watch_newest(&self) -> watch::Receiver<Position> {
+    pub fn watch_newest(&self) -> watch::Receiver<Position> {
         self.newest.subscribe()
     }
 
@@ -286,12 +286,12 @@ impl OpenDocument {
     }
 
     /// Authors whose log is frozen.
-    pub(super) fn frozen(&self) -> BTreeSet<PeerId> {
+    pub fn frozen(&self) -> BTreeSet<PeerId> {
         self.live().frozen.clone()
     }
 
     /// A fork of this author was proven.
-    pub(super) fn on_fork(&self, author: PeerId) {
+    pub fn on_fork(&self, author: PeerId) {
         let mut live = self.live();
         if !live.frozen.insert(author) {
             return;
@@ -305,7 +305,10 @@ impl OpenDocument {
 
     /// In a restored store: a peer says that it has `announced` of our own operations. Once as many are here, publishing is
     /// safe, as far as that peer knows.
-    pub(super) async fn on_own_announced(&self, announced: u64) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// [`StoreError`] when that cannot be noted.
+    pub async fn on_own_announced(&self, announced: u64) -> Result<(), StoreError> {
         let caught_up = u64::from(self.expected(&self.node)) >= announced;
         if self.live().unconfirmed && caught_up {
             self.confirm().await?;
@@ -347,7 +350,10 @@ impl OpenDocument {
 
     /// A peer has our own operations up to and including `seq_num`. The store hears of it first: who sees the queue shorter
     /// can publish, and a session that ends meanwhile leaves nothing behind that the next acknowledgement does not repair.
-    pub(super) async fn on_own_acknowledged(&self, peer: PeerId, seq_num: SeqNum) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be noted.
+    pub async fn on_own_acknowledged(&self, peer: PeerId, seq_num: SeqNum) -> Result<(), StoreError> {
         let (own, delivered) = {
             let live = self.live();
             (live.heads.get(&self.node).map(|head| head.seq_num), live.delivered)

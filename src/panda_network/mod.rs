@@ -13,6 +13,8 @@ use tokio::time::{Instant, timeout_at};
 
 mod addresses;
 mod asking;
+#[cfg(feature = "bridge")]
+mod bridge;
 mod discovery;
 mod document;
 mod error;
@@ -77,6 +79,8 @@ struct Node {
     discovery: Discovery,
     /// Set when discovery by asking is on.
     topics: OnceLock<TopicDiscovery>,
+    #[cfg(feature = "bridge")]
+    bridge: Option<crate::bridge::Bridge>,
     random: Mutex<ChaCha20Rng>,
     tasks: Mutex<JoinSet<()>>,
     /// Set once, by the end of the node.
@@ -107,6 +111,8 @@ impl Node {
         self.ended.store(true, Ordering::Release);
         // Dropping the set aborts its tasks.
         drop(std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner)));
+        #[cfg(feature = "bridge")]
+        self.bridge.iter().for_each(crate::bridge::Bridge::stop);
         self.connections.stop();
         self.topics.get().into_iter().for_each(TopicDiscovery::stop);
         self.discovery.events.close();
@@ -170,14 +176,19 @@ impl PandaNetwork {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
         let relays = options.relays.iter().map(|relay| parse_relay(relay)).collect::<Result<Vec<_>, _>>()?;
         let lan = options.quic.visible_network().filter(|_| options.discovery.lan);
-        let quic = options.quic.with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays);
+        let quic = options.quic.clone().with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays);
         let quic = QuicTransport::start(&identity, quic)?;
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
-        let (finding, events) = (options.discovery, Arc::new(Events::new()));
+        let (finding, events) = (options.discovery.clone(), Arc::new(Events::new()));
         quic.set_doorkeeper(Arc::new(Admission { documents: documents.clone(), options: finding.clone() }));
         let (documents_of, events_of) = (documents.clone(), Arc::clone(&events));
         let handler = Arc::new(Handler { documents: documents_of, options: finding.clone(), events: events_of });
+        #[cfg(feature = "bridge")]
+        let bridge = {
+            let parts = (Arc::clone(&store), Arc::new(quic.clone()) as _);
+            bridge::start(identity.peer_id(), &mut options, parts, &mut random)?
+        };
         let connections = Connections::start(
             identity.peer_id(),
             Arc::clone(&transport),
@@ -197,6 +208,8 @@ impl PandaNetwork {
             connections,
             discovery,
             topics: OnceLock::new(),
+            #[cfg(feature = "bridge")]
+            bridge,
             random,
             tasks,
             ended,
@@ -265,6 +278,8 @@ impl PandaNetwork {
     pub async fn close(&self, document: DocumentId) -> Result<(), PandaError> {
         self.node.documents.close(&document);
         self.node.on_document_closed(&document);
+        #[cfg(feature = "bridge")]
+        self.node.bridge.iter().for_each(|bridge| bridge.close(&document));
         Ok(())
     }
 
@@ -280,6 +295,8 @@ impl PandaNetwork {
     /// Goes offline on purpose, saying goodbye to everybody, or online again, which dials everybody at once. Publishing works
     /// either way.
     pub async fn set_connected(&self, connected: bool) {
+        #[cfg(feature = "bridge")]
+        self.node.bridge.iter().for_each(|bridge| bridge.set_online(connected));
         if connected {
             self.node.documents.set_goodbye(false);
             self.node.connections.set_online(true);
@@ -304,6 +321,8 @@ impl PandaNetwork {
         self.node.quic.on_network_change();
         self.node.topics.get().into_iter().for_each(TopicDiscovery::on_network_change);
         self.node.connections.retry_now();
+        #[cfg(feature = "bridge")]
+        self.node.bridge.iter().for_each(crate::bridge::Bridge::retry_now);
     }
 
     /// Where the node listens.
@@ -409,6 +428,8 @@ impl PandaNetwork {
             self.node.on_found(Found { peer, document, source: Source::Store });
         }
         self.node.discovery.on_change();
+        #[cfg(feature = "bridge")]
+        bridge::open(&self.node, &open);
         Ok(Document { node: Arc::clone(&self.node), open })
     }
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use crate::backoff::ReconnectionPolicy;
 use crate::discovery::DiscoveryOptions;
 use crate::limits::{OUTBOX_MAX_BYTES, OUTBOX_MAX_OPERATIONS};
+#[cfg(feature = "bridge")]
+use crate::nodes::{P2pandaNetworkId, P2pandaNode};
 use crate::store::Durability;
 use crate::transports::quic::QuicTransportOptions;
 
@@ -19,6 +21,8 @@ pub struct PandaNetworkOptions {
     pub(super) quic: QuicTransportOptions,
     pub(super) relays: Vec<String>,
     pub(super) discovery: DiscoveryOptions,
+    #[cfg(feature = "bridge")]
+    pub(super) bridge: Vec<(P2pandaNetworkId, P2pandaNode)>,
     #[cfg(feature = "sim")]
     pub(super) simulation: Option<Simulation>,
 }
@@ -43,6 +47,8 @@ impl PandaNetworkOptions {
             quic: QuicTransportOptions::new(),
             relays: Vec::new(),
             discovery: DiscoveryOptions::new(),
+            #[cfg(feature = "bridge")]
+            bridge: Vec::new(),
             #[cfg(feature = "sim")]
             simulation: None,
         }
@@ -108,6 +114,16 @@ impl PandaNetworkOptions {
     /// How peers are found, and which are connected to. Default: [`DiscoveryOptions::new`], which leaves the local network alone.
     pub fn with_discovery(mut self, options: DiscoveryOptions) -> Self {
         self.discovery = options;
+        self
+    }
+
+    /// Takes every open document to a p2panda Node as well: its topic is [`DocumentKey::topic`](crate::DocumentKey::topic), its
+    /// messages are the CBOR array `[1, payload]`. Default: none. Several calls add Nodes, at most 8; with more,
+    /// starting fails. A Node learns this node's address, so none is dialled with [`with_relay_only`](Self::with_relay_only). See
+    /// `P2PANDA_INTEGRATION.md`.
+    #[cfg(feature = "bridge")]
+    pub fn with_p2panda_bridge(mut self, network: impl Into<P2pandaNetworkId>, node: P2pandaNode) -> Self {
+        self.bridge.push((network.into(), node));
         self
     }
 

@@ -31,6 +31,9 @@ use crate::identity::Identity;
 use crate::ids::PeerId;
 use crate::limits::{CERTIFICATE_MAX_BYTES, SESSION_TICKETS};
 
+#[cfg(feature = "bridge")]
+pub(crate) mod raw_key;
+
 /// The application protocol (RFC 7301) and its version.
 pub const ALPN: &[u8] = b"panda-network/1";
 /// SubjectPublicKeyInfo of an Ed25519 key up to the key itself (RFC 8410, section 4).

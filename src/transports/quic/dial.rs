@@ -218,7 +218,7 @@ impl Race<'_> {
     }
 }
 
-fn same_address(one: &SocketAddr, other: &SocketAddr) -> bool {
+pub(super) fn same_address(one: &SocketAddr, other: &SocketAddr) -> bool {
     one.port() == other.port() && one.ip().to_canonical() == other.ip().to_canonical()
 }
 

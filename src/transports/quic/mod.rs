@@ -19,6 +19,8 @@ mod flush;
 mod hello;
 mod inbound;
 mod incoming;
+#[cfg(feature = "bridge")]
+mod nodes;
 mod options;
 mod path_epoch;
 mod path_socket;

@@ -16,6 +16,8 @@ use crate::transports::tls::{TlsIdentity, server_name};
 
 mod connecting;
 mod early;
+#[cfg(feature = "bridge")]
+mod nodes;
 mod simulated;
 mod streams;
 

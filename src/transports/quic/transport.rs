@@ -102,12 +102,14 @@ impl QuicTransport {
             let birthday_punching = options.birthday_punching && !relay_only;
             let traversal = TraversalOptions { network, relays, relay_only, port_mapping, birthday_punching };
             let seed = blake3::derive_key(TRAVERSAL_CONTEXT, &seed);
-            Traversal::start(paths.clone(), identity.clone(), tls, traversal, seed)
+            Traversal::start(paths.clone(), identity.clone(), tls.clone(), traversal, seed)
         });
         let transport = Arc::new(QuicTransportImpl {
             endpoint: Mutex::new(Some(endpoint.clone())),
             client,
             server,
+            #[cfg(feature = "bridge")]
+            tls,
             traversal,
             paths,
             pool: Arc::default(),
@@ -260,6 +262,9 @@ pub(super) struct QuicTransportImpl {
     endpoint: Mutex<Option<Endpoint>>,
     client: quinn::ClientConfig,
     server: ServerConfig,
+    /// Nodes are dialled with raw keys.
+    #[cfg(feature = "bridge")]
+    pub(super) tls: Arc<TlsIdentity>,
     pub(super) traversal: Option<Arc<Traversal>>,
     pub(super) paths: Arc<Paths>,
     pub(super) pool: Arc<ConnectionPool>,
