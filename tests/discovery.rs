@@ -93,6 +93,24 @@ async fn partners(document: &Document, count: usize) {
     assert!(reached.is_ok(), "{} of {count} peers of the document were found", document.status().borrow().peers);
 }
 
+/// Partners, and the few strangers whose run is under way.
+fn assert_only_partners_are_connected(nodes: &[Node], holders: &BTreeMap<u8, BTreeSet<usize>>) {
+    let mut partners_of: BTreeMap<usize, BTreeSet<PeerId>> = BTreeMap::new();
+    for of in holders.values() {
+        for index in of {
+            partners_of
+                .entry(*index)
+                .or_default()
+                .extend(of.iter().filter(|other| *other != index).map(|of| nodes[*of].id()));
+        }
+    }
+    for (index, node) in nodes.iter().enumerate() {
+        let partners = partners_of.remove(&index).unwrap_or_default();
+        assert!(node.connections().is_superset(&partners), "node {index} lost a partner");
+        assert!(node.connections().len() <= partners.len() + 8, "node {index} keeps connections to strangers");
+    }
+}
+
 /// A world of 50 nodes, each of which knows the next one; every one of 25 documents is open on 2 to 5 of them.
 async fn fifty(sim: Sim, seed: u64) -> String {
     let network = SimNetwork::new(sim.options().with_default_link(link()));
@@ -143,20 +161,7 @@ async fn fifty(sim: Sim, seed: u64) -> String {
         sleep(4 * window).await;
         asked_within(window).await
     });
-    let mut partners_of: BTreeMap<usize, BTreeSet<PeerId>> = BTreeMap::new();
-    for of in holders.values() {
-        for index in of {
-            partners_of
-                .entry(*index)
-                .or_default()
-                .extend(of.iter().filter(|other| *other != index).map(|of| nodes[*of].id()));
-        }
-    }
-    for (index, node) in nodes.iter().enumerate() {
-        let partners = partners_of.remove(&index).unwrap_or_default();
-        assert!(node.connections().is_superset(&partners), "node {index} lost a partner");
-        assert!(node.connections().len() <= partners.len() + 8, "node {index} keeps connections to strangers");
-    }
+    assert_only_partners_are_connected(&nodes, &holders);
     let line = format!(
         "50 nodes in a ring, 25 documents: all partners found after {took:?} with {dialled} connections, {runs} runs, \
          {bytes} bytes of messages; then {soon:.1} runs per node in {window:?}, {later:.1} two minutes later"

@@ -1,6 +1,6 @@
 //! Finding the peers of our documents by asking others: the driver of the walk and of the runs, on both ends.
 //!
-//! [`TopicDiscovery::start`] begins to walk: it visits the peers that the address book names, one run each ([`super::run`]),
+//! [`TopicDiscovery::start`] begins to walk: it visits the peers that the address book names, one run each (`run`),
 //! reports who shares a document, and learns whom to visit next. [`TopicDiscovery::handler`] answers the runs of others. Nobody
 //! is asked unless a document is open here; others are answered in any case. A visited peer that shares nothing is left at
 //! once. It makes connections only through [`Visits`].
