@@ -173,17 +173,7 @@ impl Upkeep {
                 chunk = receive.read_chunk(FRAME_MAX_BYTES, true) => {
                     decoder.push(chunk.ok()??.bytes);
                     while let Some(frame) = decoder.next_frame().ok()? {
-                        match Signal::decode(&frame) {
-                            Ok(Signal::Candidates { candidates, .. }) => {
-                                self.birthday.on_candidates(&candidates);
-                                self.checker.add_candidates(&candidates);
-                                self.tell_kind();
-                            }
-                            Ok(Signal::Birthday { word, .. }) => self.birthday.on_word(word),
-                            Ok(Signal::Offer { .. } | Signal::Answer { .. } | Signal::Refused { .. }) | Err(_) => {
-                                return None;
-                            }
-                        }
+                        self.on_said(Signal::decode(&frame).ok()?)?;
                     }
                 }
                 Some(word) = heard.recv() => {
@@ -194,15 +184,7 @@ impl Upkeep {
                 Ok(()) = own.changed() => {
                     let candidates = own.borrow_and_update().clone();
                     self.tell(send, candidates).await?;
-                    let now = Instant::now();
-                    if self.in_doubt {
-                        // The stream may carry nothing any more; waiting for the third missed check would cost seconds.
-                        self.signal_at = Some(now);
-                        self.signal(now);
-                    }
-                    self.birthday.on_network_change();
-                    self.checker.selection.on_network_change(now.into_std());
-                    self.note_doubt();
+                    self.on_network_change();
                 }
                 Ok(()) = flows.changed() => self.take_flows(),
                 event = self.checker.next() => if self.on_checked(event) {
@@ -234,6 +216,32 @@ impl Upkeep {
             }
             self.refresh();
         }
+    }
+
+    /// The peer said something on the stream of paths; `None` when it may not say that there.
+    fn on_said(&mut self, signal: Signal) -> Option<()> {
+        match signal {
+            Signal::Candidates { candidates, .. } => {
+                self.birthday.on_candidates(&candidates);
+                self.checker.add_candidates(&candidates);
+                self.tell_kind();
+            }
+            Signal::Birthday { word, .. } => self.birthday.on_word(word),
+            Signal::Offer { .. } | Signal::Answer { .. } | Signal::Refused { .. } => return None,
+        }
+        Some(())
+    }
+
+    fn on_network_change(&mut self) {
+        let now = Instant::now();
+        if self.in_doubt {
+            // The stream may carry nothing any more; waiting for the third missed check would cost seconds.
+            self.signal_at = Some(now);
+            self.signal(now);
+        }
+        self.birthday.on_network_change();
+        self.checker.selection.on_network_change(now.into_std());
+        self.note_doubt();
     }
 
     /// Takes over what the connection learnt of its path, and tells what is known of all of them.
