@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 
 mod error;
 mod gate;
+mod heights;
 mod link;
 mod round;
 mod session;

@@ -15,22 +15,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::heights::{Heights, Range, lacking};
 use super::wire::{Message, RawOperation};
 use crate::ids::PeerId;
 use crate::limits::{BRIDGE_CHUNK_BYTES, BRIDGE_SAME_GAP, BRIDGE_STALLED_ROUNDS};
 use crate::operation::{Operation, SeqNum};
 use crate::store::{Heads, Position, StoredOperation};
-
-/// Newest sequence number per author.
-pub(super) type Heights = BTreeMap<PeerId, SeqNum>;
-
-/// Operations of one author, both ends included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Range {
-    pub(super) author: PeerId,
-    pub(super) first: SeqNum,
-    pub(super) last: SeqNum,
-}
 
 /// What to do next.
 #[derive(Debug)]
@@ -130,15 +120,6 @@ pub(super) struct Session {
     outgoing: VecDeque<Operation>,
     gathered_bytes: usize,
     sent: usize,
-}
-
-/// What a Node with heights `theirs` lacks of what we have.
-pub(super) fn lacking(ours: &Heights, theirs: &Heights) -> Vec<Range> {
-    let range = |(author, last): (&PeerId, &SeqNum)| {
-        let first = theirs.get(author).map_or(Some(0), |height| height.checked_add(1))?;
-        (first <= *last).then_some(Range { author: *author, first, last: *last })
-    };
-    ours.iter().filter_map(range).collect()
 }
 
 impl Session {

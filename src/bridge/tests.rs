@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use super::session::Heights;
+use super::heights::Heights;
 use super::wire::{Cut, Frames, Greeting, Message, RawOperation};
 use super::*;
 use crate::identity::Identity;

@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
 
-use super::session::Heights;
+use super::heights::Heights;
 use crate::ids::{LogId, PeerId};
 use crate::limits::{BRIDGE_FRAME_MAX_BYTES, SESSION_MAX_AUTHORS};
 use crate::operation::{Operation, SeqNum};
