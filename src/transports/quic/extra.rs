@@ -137,7 +137,7 @@ async fn receive(paths: Arc<Paths>, socket: Arc<dyn DatagramSocket>, path: Path,
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sim"))]
 mod tests {
     use super::*;
     use crate::sim::{self, SimNetwork};
