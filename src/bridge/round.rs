@@ -27,8 +27,8 @@ use crate::operation::Operation;
 use crate::store::RefusedReason;
 use crate::transport::{BiStream, CloseReason, RecvHalf, SendHalf, TransportError};
 
-/// How long something waits for the Node to store what is in flight, before its heights are asked for. Doubles each time that
-/// nothing of it has arrived.
+/// How long a session lasts at least in which something waits for the Node to store what is in flight, before its heights are
+/// asked for. Doubles each time that nothing of it has arrived.
 const DIGESTION: Duration = Duration::from_millis(300);
 /// Longest such time.
 const DIGESTION_MAX: Duration = Duration::from_secs(2);
@@ -287,14 +287,12 @@ struct Writer<'a> {
     sent: usize,
     /// When the last of them were sent.
     sent_at: Instant,
-    /// Since when something waits for what is in flight.
-    held_since: Option<Instant>,
 }
 
 impl<'a> Writer<'a> {
     fn new(link: &'a Link, send: Box<dyn SendHalf>, wake: &'a Notify) -> Self {
         let now = Instant::now();
-        Self { link, send, out: Vec::new(), wake, began: now, sent: 0, sent_at: now, held_since: None }
+        Self { link, send, out: Vec::new(), wake, began: now, sent: 0, sent_at: now }
     }
 
     async fn run(mut self) -> Result<(), BridgeError> {
@@ -351,10 +349,10 @@ impl<'a> Writer<'a> {
         if session.is_live() {
             self.link.on_live();
         }
-        let held_back = session.held_back();
-        self.held_since = held_back.map(|_| self.held_since.unwrap_or(now));
-        let patience: Patience = if let (Some(times), Some(since)) = (held_back, self.held_since) {
-            (since + (DIGESTION * 2_u32.saturating_pow(times)).min(DIGESTION_MAX), Session::end)
+        let patience: Patience = if let Some(times) = session.held_back() {
+            // What came over a long time is stored by now, but for the last of it: live operations do not wait.
+            let pause = (DIGESTION * 2_u32.saturating_pow(times)).min(DIGESTION_MAX);
+            (self.began + pause, Session::end)
         } else if session.is_unverified() {
             (self.sent_at + BRIDGE_VERIFY_AFTER, Session::verify)
         } else if session.is_stuck() {

@@ -137,7 +137,8 @@ async fn receive(paths: Arc<Paths>, socket: Arc<dyn DatagramSocket>, path: Path,
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
+#[cfg(feature = "sim")]
 mod tests {
     use super::*;
     use crate::sim::{self, SimNetwork};
