@@ -58,6 +58,9 @@ fn main() {
         trial("nodes_talk_to_a_server_with_the_pinned_key_and_the_doctor_says_when_it_is_another", SERVER, || {
             run(nodes::nodes_talk_to_a_server_with_the_pinned_key_and_the_doctor_says_when_it_is_another())
         }),
+        trial("the_doctor_says_when_the_clocks_of_relay_and_server_are_a_year_apart", SERVER, || {
+            run(nodes::the_doctor_says_when_the_clocks_of_relay_and_server_are_a_year_apart())
+        }),
         trial("nodes_that_hide_their_addresses_talk_over_udp", SERVER, || {
             run(nodes::nodes_that_hide_their_addresses_talk_over_udp())
         }),
@@ -485,6 +488,7 @@ mod nodes {
     use std::task::{Context, Poll};
     use std::time::Duration;
 
+    use panda_network::clock::Clock;
     use panda_network::doctor::{self, DoctorOptions, ProbeError};
     use panda_network::identity::Identity;
     use panda_network::relay::{ExternalServer, ExternalTurn, IpNetwork, PeerPolicy, Relay, RelayOptions, TurnMode};
@@ -663,6 +667,26 @@ mod nodes {
         };
         assert_eq!((*expected, *found), (other, pin));
         assert!(turn.relayed.is_empty());
+    }
+
+    pub async fn the_doctor_says_when_the_clocks_of_relay_and_server_are_a_year_apart() {
+        const YEAR_US: u64 = 365 * 86_400 * 1_000_000;
+        let coturn = Coturn::start_with(&SECRET);
+        let server = ExternalServer::new(TurnTransport::Udp, coturn.address.into());
+        let took = async |change: fn(u64) -> u64| {
+            let system = Clock::system();
+            let options = options(server.clone()).with_clock(Clock::new(move || change(system.now_us())));
+            let relay = Relay::start(Arc::new(OsNetwork), options).unwrap();
+            let asked = DoctorOptions::new().with_relays([relay.address().clone()]);
+            let mut report = doctor::examine(Arc::new(OsNetwork), asked).await.unwrap();
+            report.relays.remove(0).turn.remove(0).took
+        };
+        assert!(took(|now| now + YEAR_US).await.is_ok(), "credentials from the future are good for longer");
+        let reason = took(|now| now - YEAR_US).await.unwrap_err().to_string();
+        assert!(
+            reason.contains("check that it has the server's secret and that the clocks of both are right"),
+            "{reason}"
+        );
     }
 
     pub async fn nodes_that_hide_their_addresses_talk_over_udp() {
