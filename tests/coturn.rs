@@ -18,7 +18,7 @@ use panda_network::nat::binding::{BindingEvent, BindingMachine, BindingOptions};
 use panda_network::nat::credentials::TurnCredentials;
 use panda_network::nat::framing::TurnFramer;
 use panda_network::nat::nat_type::{FilteringBehaviour, Mapping, NatTypeMachine, NatTypeOptions, Probe};
-use panda_network::nat::stun::{ErrorCode, Scanned};
+use panda_network::nat::stun::{Class, ErrorCode, Method, Scanned};
 use trials::{run, trial};
 
 /// The server's program.
@@ -39,6 +39,11 @@ fn main() {
             SERVER,
             short_lived_credentials_are_taken_until_they_expire,
         ),
+        trial(
+            "an_allocation_outlives_its_credentials_but_no_new_one_is_made_with_them",
+            SERVER,
+            an_allocation_outlives_its_credentials_but_no_new_one_is_made_with_them,
+        ),
         trial("wrong_credentials_and_a_reached_quota_are_told", SERVER, wrong_credentials_and_a_reached_quota_are_told),
         trial(
             "an_allocation_that_was_given_back_or_forgotten_makes_room_for_the_next",
@@ -52,6 +57,9 @@ fn main() {
         }),
         trial("nodes_talk_to_a_server_with_the_pinned_key_and_the_doctor_says_when_it_is_another", SERVER, || {
             run(nodes::nodes_talk_to_a_server_with_the_pinned_key_and_the_doctor_says_when_it_is_another())
+        }),
+        trial("the_doctor_says_when_the_clocks_of_relay_and_server_are_a_year_apart", SERVER, || {
+            run(nodes::the_doctor_says_when_the_clocks_of_relay_and_server_are_a_year_apart())
         }),
         trial("nodes_that_hide_their_addresses_talk_over_udp", SERVER, || {
             run(nodes::nodes_that_hide_their_addresses_talk_over_udp())
@@ -225,6 +233,10 @@ struct Client {
     link: Link,
     events: Vec<TurnEvent>,
     received: Vec<(SocketAddr, Vec<u8>)>,
+    /// How requests were answered.
+    answers: Vec<(Method, Class)>,
+    /// How far the machine's clock is ahead of ours.
+    ahead: Duration,
 }
 
 impl Client {
@@ -237,7 +249,8 @@ impl Client {
         };
         let mut turn = Allocation::new(TurnOptions::new(transport), credentials, seed());
         turn.allocate(Instant::now());
-        Self { server, turn, link, events: Vec::new(), received: Vec::new() }
+        let (events, received, answers) = (Vec::new(), Vec::new(), Vec::new());
+        Self { server, turn, link, events, received, answers, ahead: Duration::ZERO }
     }
 
     fn of_anna(server: &Coturn, transport: TurnTransport) -> Self {
@@ -249,11 +262,14 @@ impl Client {
             self.link.send(self.server, &frame);
         }
         for frame in self.link.receive(self.turn.poll_timeout().map(|(at, _)| at)) {
-            if let TurnInput::Data { peer, payload } = self.turn.handle_input(Instant::now(), &frame) {
+            if let Ok(answer) = Scanned::scan(&frame) {
+                self.answers.push((answer.method(), answer.class()));
+            }
+            if let TurnInput::Data { peer, payload } = self.turn.handle_input(Instant::now() + self.ahead, &frame) {
                 self.received.push((peer, frame[payload].to_vec()));
             }
         }
-        self.turn.handle_timeout(Instant::now());
+        self.turn.handle_timeout(Instant::now() + self.ahead);
         self.events.extend(std::iter::from_fn(|| self.turn.poll_event()));
     }
 
@@ -368,11 +384,46 @@ fn a_nonce_that_went_stale_is_replaced() {
 
 fn short_lived_credentials_are_taken_until_they_expire() {
     let coturn = Coturn::start_with(&["--use-auth-secret", "--static-auth-secret=north"]);
-    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let credentials = |expiry| TurnCredentials::short_lived(b"north", "session", expiry).unwrap();
-    Client::new(coturn.address, TurnTransport::Udp, credentials(unix_s + 600)).relayed();
-    let mut late = Client::new(coturn.address, TurnTransport::Udp, credentials(unix_s - 600));
+    Client::new(coturn.address, TurnTransport::Udp, credentials(unix_s() + 600)).relayed();
+    let mut late = Client::new(coturn.address, TurnTransport::Udp, credentials(unix_s() - 600));
     assert_eq!(late.failure(), TurnFailure::CredentialsRefused);
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Takes 3 s and more: credentials expire by the server's clock, in whole seconds, and a nonce after one more.
+fn an_allocation_outlives_its_credentials_but_no_new_one_is_made_with_them() {
+    let coturn = Coturn::start_with(&["--use-auth-secret", "--static-auth-secret=north", "--stale-nonce=1"]);
+    let expiry = unix_s() + 3;
+    let credentials = || TurnCredentials::short_lived(b"north", "session", expiry).unwrap();
+    let client = || Client::new(coturn.address, TurnTransport::Udp, credentials());
+    let (mut one, mut two, mut peer) = (client(), client(), client());
+    exchange(&mut one, &mut two);
+    let later = peer.relayed();
+    assert!(unix_s() < expiry, "all allocations were made in time");
+    until(&mut [&mut one, &mut two, &mut peer], |_| unix_s() > expiry + 1);
+    assert_eq!(client().failure(), TurnFailure::CredentialsRefused);
+
+    // The machine takes it for nine minutes later, and refreshes all it has, with a nonce that went stale meanwhile.
+    one.answers.clear();
+    one.ahead = Duration::from_secs(545);
+    let renewed = [Method::Refresh, Method::ChannelBind];
+    until(&mut [&mut one, &mut two], |both| {
+        renewed.iter().all(|method| both[0].answers.contains(&(*method, Class::Success)))
+    });
+    // And peers that are new.
+    one.turn.add_peer(Instant::now() + one.ahead, later);
+    until(&mut [&mut one], |one| one[0].turn.is_ready(later));
+    assert!(one.answers.contains(&(Method::CreatePermission, Class::Success)), "{:?}", one.answers);
+    assert!(one.answers.iter().any(|(_, class)| *class == Class::Error), "no nonce went stale: {:?}", one.answers);
+    assert!(!one.events.iter().any(|event| matches!(event, TurnEvent::Failed { .. })), "{:?}", one.events);
+    let there = two.relayed();
+    one.send(there, b"still here");
+    let here = one.relayed();
+    until(&mut [&mut one, &mut two], |both| both[1].received.contains(&(here, b"still here".to_vec())));
 }
 
 fn wrong_credentials_and_a_reached_quota_are_told() {
@@ -437,6 +488,7 @@ mod nodes {
     use std::task::{Context, Poll};
     use std::time::Duration;
 
+    use panda_network::clock::Clock;
     use panda_network::doctor::{self, DoctorOptions, ProbeError};
     use panda_network::identity::Identity;
     use panda_network::relay::{ExternalServer, ExternalTurn, IpNetwork, PeerPolicy, Relay, RelayOptions, TurnMode};
@@ -615,6 +667,26 @@ mod nodes {
         };
         assert_eq!((*expected, *found), (other, pin));
         assert!(turn.relayed.is_empty());
+    }
+
+    pub async fn the_doctor_says_when_the_clocks_of_relay_and_server_are_a_year_apart() {
+        const YEAR_US: u64 = 365 * 86_400 * 1_000_000;
+        let coturn = Coturn::start_with(&SECRET);
+        let server = ExternalServer::new(TurnTransport::Udp, coturn.address.into());
+        let took = async |change: fn(u64) -> u64| {
+            let system = Clock::system();
+            let options = options(server.clone()).with_clock(Clock::new(move || change(system.now_us())));
+            let relay = Relay::start(Arc::new(OsNetwork), options).unwrap();
+            let asked = DoctorOptions::new().with_relays([relay.address().clone()]);
+            let mut report = doctor::examine(Arc::new(OsNetwork), asked).await.unwrap();
+            report.relays.remove(0).turn.remove(0).took
+        };
+        assert!(took(|now| now + YEAR_US).await.is_ok(), "credentials from the future are good for longer");
+        let reason = took(|now| now - YEAR_US).await.unwrap_err().to_string();
+        assert!(
+            reason.contains("check that it has the server's secret and that the clocks of both are right"),
+            "{reason}"
+        );
     }
 
     pub async fn nodes_that_hide_their_addresses_talk_over_udp() {

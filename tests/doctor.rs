@@ -6,15 +6,17 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod places;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use panda_network::DocumentTicket;
-use panda_network::doctor::{self, DoctorOptions, PeerFinding, PeerKind, Report, Trouble};
+use panda_network::clock::Clock;
+use panda_network::doctor::{self, DoctorOptions, Doubt, PeerFinding, PeerKind, Report, Trouble};
 use panda_network::identity::Identity;
 use panda_network::nat::nat_type::{FilteringBehaviour, Mapping, MappingBehaviour};
-use panda_network::relay::{Alternate, Relay, RelayOptions};
+use panda_network::nat::stun::{Attribute, Response, Scanned};
+use panda_network::relay::{Alternate, Relay, RelayLimits, RelayOptions};
 use panda_network::rendezvous::address::{HostPort, RelayAddress};
 use panda_network::rendezvous::wire::TurnTransport;
 use panda_network::sim::{self, FirewallOptions, Sim, SimHost};
@@ -28,6 +30,31 @@ const AT_MOST: Duration = Duration::from_secs(15);
 
 fn seed() -> u64 {
     std::env::var("PANDA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
+
+/// A relay on a host of its own, with other options than usual.
+fn relay_with(sim: &Sim, world: &World, last: u8, change: impl FnOnce(RelayOptions) -> RelayOptions) -> Relay {
+    let ip = IpAddr::from([203, 0, 113, last]);
+    let options = RelayOptions::new(Identity::from_seed(&sim.derive_seed(&format!("relay {last}"))))
+        .with_listen((ip, 443).into())
+        .with_datagrams((ip, 3478).into())
+        .with_seed(sim.derive_seed(&format!("numbers of relay {last}")));
+    Relay::start(Arc::new(world.network.host(ip)), change(options)).unwrap()
+}
+
+/// A STUN server that tells everybody this address.
+fn lying_stun_server(world: &World, ip: [u8; 4], lie: SocketAddr) -> HostPort {
+    let socket = world.network.host(ip.into()).bind(3478).unwrap();
+    let server = socket.address().into();
+    tokio::spawn(async move {
+        loop {
+            let (datagram, from) = socket.recv_from().await;
+            let Ok(request) = Scanned::scan(&datagram) else { continue };
+            let answer = Response::success(&request).with(Attribute::XorMappedAddress(lie));
+            socket.send_to(answer.encode(None).unwrap(), from);
+        }
+    });
+    server
 }
 
 /// A second relay, with the two addresses and two ports that RFC 5780 needs, and TURN over TCP.
@@ -134,6 +161,78 @@ fn what_is_wrong_is_said() {
         let report = examine(&sim, &host, DoctorOptions::new().with_relays([impostor])).await;
         let reason = report.relays[0].session.as_ref().unwrap_err().to_string();
         assert!(reason.contains("another key"), "{reason}");
+    });
+}
+
+#[test]
+fn stun_servers_that_disagree_as_no_nat_makes_them_are_named() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, ONE_WAY);
+        let (elsewhere, nowhere) = ("198.51.100.250:4000".parse().unwrap(), "224.0.0.1:4000".parse().unwrap());
+        let liars = [
+            lying_stun_server(&world, [203, 0, 113, 90], elsewhere),
+            lying_stun_server(&world, [203, 0, 113, 91], nowhere),
+        ];
+        let options = || {
+            let relays = [world.relays[0].1.address().clone()];
+            DoctorOptions::new().with_relays(relays).with_stun_servers(liars.clone())
+        };
+        let report = examine(&sim, &world.host(Place::Public), options()).await;
+        let at = |address: &str| -> SocketAddr { address.parse().unwrap() };
+        let impossible = Doubt::Impossible { server: at("203.0.113.91:3478"), mapped: nowhere };
+        let (plain, other) = (at("203.0.113.1:3478"), at("203.0.113.90:3478"));
+        let disagree = Doubt::Disagree { plain, other, mapped: elsewhere };
+        assert_eq!(report.doubts(), [impossible, disagree], "{report:#?}");
+        assert_eq!(report.verdict(), Ok(()), "the relay works");
+        // Behind a NAT, two addresses may be one carrier's.
+        let report = examine(&sim, &world.host(Place::PortRestricted), options()).await;
+        assert_eq!(report.doubts(), [impossible]);
+    });
+}
+
+#[test]
+fn relays_whose_clocks_are_years_apart_lend_addresses_all_the_same() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, ONE_WAY);
+        // Two relays whose clocks are two years apart: one is off by a year at least. Clients go by relative lifetimes.
+        let year_us = 365 * 86_400 * 1_000_000;
+        let relays = [(80, 50 * year_us), (81, 52 * year_us)].map(|(last, start_us)| {
+            let network = world.network.clone();
+            let clock = Clock::new(move || start_us + network.now().as_micros() as u64);
+            relay_with(&sim, &world, last, |options| options.with_clock(clock))
+        });
+        let named = relays.each_ref().map(|relay| relay.address().clone());
+        let options = DoctorOptions::new().with_relays(named);
+        let report = examine(&sim, &world.host(Place::PortRestricted), options).await;
+        let turns: Vec<_> = report.relays.iter().flat_map(|relay| &relay.turn).collect();
+        assert!(turns.len() >= 4 && turns.iter().all(|turn| !turn.relayed.is_empty()), "{turns:#?}");
+    });
+}
+
+#[test]
+fn a_quota_that_is_used_up_is_told_from_a_server_that_is_full() {
+    sim::run(seed(), |sim| async move {
+        let world = World::without_turn(&sim, ONE_WAY);
+        let limited = |last, limits: RelayLimits| relay_with(&sim, &world, last, |options| options.with_limits(limits));
+        let (none, one) = (
+            limited(80, RelayLimits::new().with_allocations_per_user(0)),
+            limited(81, RelayLimits::new().with_allocations(1)),
+        );
+        let taker = world.node_with(world.host(Place::UdpBlocked), "taker", |options| {
+            options.with_relays([one.address().to_string()])
+        });
+        let _taker = taker.await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(one.snapshot().allocations, 1);
+        let options = DoctorOptions::new().with_relays([none.address().clone(), one.address().clone()]);
+        let report = examine(&sim, &world.host(Place::PortRestricted), options).await;
+        for (relay, sentence) in report.relays.iter().zip(["our quota is used up (error 486)", "(error 508)"]) {
+            assert!(!relay.turn.is_empty());
+            for turn in &relay.turn {
+                let reason = turn.took.as_ref().unwrap_err().to_string();
+                assert!(reason.contains(sentence), "{reason}");
+            }
+        }
     });
 }
 

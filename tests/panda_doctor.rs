@@ -3,11 +3,12 @@
 #![cfg(feature = "cli")]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use panda_network::DocumentTicket;
+use panda_network::nat::stun::{Attribute, Response, Scanned};
 use serde_json::Value;
 
 /// A process that runs until it is told to stop, and the first line that it printed.
@@ -40,10 +41,15 @@ fn panda(arguments: &[&str]) -> Command {
 
 /// A relay on loopback and its address.
 fn relay(directory: &Path) -> (Running, String) {
+    relay_with(directory, "")
+}
+
+/// The same, with these lines in its configuration.
+fn relay_with(directory: &Path, lines: &str) -> (Running, String) {
     let config = directory.join("relay.toml");
     let text =
         "listen = '127.0.0.1:0'\ndatagrams = '127.0.0.1:0'\nturn.tcp = '127.0.0.1:0'\npeers.allow = ['127.0.0.0/8']\n";
-    std::fs::write(&config, text).unwrap();
+    std::fs::write(&config, format!("{text}{lines}")).unwrap();
     let relay = Running::start(panda(&["relay", "--json", "--config"]).arg(config));
     let started: Value = serde_json::from_str(&relay.line).unwrap();
     let address = started["address"].as_str().unwrap().to_owned();
@@ -160,6 +166,34 @@ fn where_the_peer_of_a_ticket_is_gone_the_doctor_shows_what_was_tried() {
     assert!(paths.iter().all(|path| path["in_use"] == false && path["round_trip_ms"].is_null()), "{peer:#}");
     let page = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(page.contains("the peer is not there") && page.contains(": no answer"), "{page}");
+}
+
+#[test]
+fn what_servers_do_wrong_is_a_sentence_for_persons_and_for_programs() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_relay, address) = relay_with(directory.path(), "limits.allocations_per_user = 0\n");
+    // A STUN server that tells everybody an address that nobody can have. Ends with the process.
+    let liar = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = liar.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((length, from)) = liar.recv_from(&mut buffer) {
+            let Ok(request) = Scanned::scan(&buffer[..length]) else { continue };
+            let lie = Attribute::XorMappedAddress(([224, 0, 0, 1], 4000).into());
+            let answer = Response::success(&request).with(lie).encode(None).unwrap();
+            let _ = liar.send_to(&answer, from);
+        }
+    });
+    let arguments = ["doctor", "--relay", &address, "--stun", &server];
+    let report = object(&panda(&arguments).arg("--json").output().unwrap());
+    let page = String::from_utf8_lossy(&panda(&arguments).output().unwrap().stdout).into_owned();
+    let doubt = format!("the STUN server {server} says that it sees us at 224.0.0.1:4000, where nobody can be");
+    assert!(report["doubts"][0].as_str().unwrap().starts_with(&doubt), "{report:#}");
+    assert!(page.contains(&doubt), "{page}");
+    let quota = "our quota is used up (error 486)";
+    let turn = report["relays"][0]["turn"].as_array().unwrap();
+    assert!(!turn.is_empty() && turn.iter().all(|turn| turn["error"].as_str().unwrap().contains(quota)), "{report:#}");
+    assert!(page.contains(quota), "{page}");
 }
 
 /// Ends a test that hangs after half a minute.

@@ -9,9 +9,9 @@ mod places;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use panda_network::Document;
 use panda_network::sim::{self, FirewallOptions, LinkOptions, NatOptions, Sim};
 use panda_network::transport::PathKind;
+use panda_network::{Document, DocumentEvent, StartFrom};
 use places::{Node, Place, World, payloads};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -145,5 +145,45 @@ fn a_node_without_udp_is_reached_after_hours() {
         sleep(seconds(3 * 3600)).await;
         passes(&here, &there, "hours later", 1).await;
         assert_eq!(path(&alice), PathKind::TurnTls);
+    });
+}
+
+#[test]
+fn a_connection_does_not_notice_that_the_credentials_of_its_allocation_expired() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, Duration::from_millis(50));
+        let alice = world.node(Place::UdpBlocked, "alice").await;
+        let bob = world.node(Place::PortRestricted, "bob").await;
+        sleep(seconds(5)).await;
+        let (here, there) = shared_document(&alice, &bob).await;
+        let dialled = || bob.network.transport_stats().dialled + alice.network.transport_stats().dialled;
+        let remote = || bob.network.connections()[0].0.remote_address;
+        let before = (dialled(), remote());
+        // Credentials last an hour, an allocation and a channel ten minutes.
+        let (every, count) = (Duration::from_millis(700), 4000 * 10 / 7);
+        let publishing = async {
+            let mut due = tokio::time::interval(every);
+            for number in 0..count {
+                due.tick().await;
+                here.publish(number.to_string()).await.unwrap();
+            }
+        };
+        let receiving = async {
+            let mut events = there.subscribe(StartFrom::Start).await.unwrap();
+            let (mut longest, mut last, mut payloads) = (Duration::ZERO, None, Vec::new());
+            while payloads.len() <= count {
+                let DocumentEvent::Operation(stored) = events.next().await.unwrap().unwrap() else { continue };
+                payloads.push(String::from_utf8(stored.operation.payload().to_vec()).unwrap());
+                let now = tokio::time::Instant::now();
+                longest = last.replace(now).map_or(longest, |last| longest.max(now - last));
+            }
+            (longest, payloads)
+        };
+        let ((), (longest, payloads)) = tokio::join!(publishing, receiving);
+        println!("the longest gap between two of {count} operations was {longest:?}");
+        assert!(payloads[1..].iter().enumerate().all(|(number, payload)| *payload == number.to_string()));
+        assert!(longest <= seconds(1), "{longest:?}");
+        assert_eq!((dialled(), remote()), before, "one connection, by one relayed address");
+        assert_eq!((path(&alice), world.relays[0].1.snapshot().allocations), (PathKind::TurnTls, 1));
     });
 }

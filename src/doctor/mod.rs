@@ -8,6 +8,7 @@
 //!
 //! A report names addresses: it is for the user of this machine.
 
+mod doubts;
 mod expect;
 mod nat;
 mod options;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+pub use doubts::Doubt;
 pub use expect::{PeerKind, Ways, expected_path};
 pub use options::{DoctorOptions, Step};
 pub use report::{

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::doubts::{Doubt, doubts};
 use super::expect::{PeerKind, Ways, expected_path, is_inside, seen_from_outside};
 use crate::ids::PeerId;
 use crate::nat::allocation::TurnFailure;
@@ -191,6 +192,12 @@ impl Report {
             turn_tcp: turn(TurnTransport::Tcp),
             turn_tls: turn(TurnTransport::Tls),
         }
+    }
+
+    /// What STUN servers answered, those of relays included, that no NAT explains: what is said of the NAT may be wrong then.
+    pub fn doubts(&self) -> Vec<Doubt> {
+        let of_relays = self.relays.iter().flat_map(|relay| &relay.stun);
+        doubts(&self.local, of_relays.chain(&self.stun))
     }
 
     /// By which kind of path each common kind of peer will be reached; `None`: not at all.

@@ -107,7 +107,7 @@ impl RelayLimits {
         self
     }
 
-    /// TURN allocations at once of one user name. Default 8. Over it they are refused with 486.
+    /// TURN allocations at once of one user name. Default 8; 0: none at all. Over it they are refused with 486.
     pub fn with_allocations_per_user(mut self, allocations: usize) -> Self {
         self.allocations_per_user = allocations;
         self

@@ -131,7 +131,10 @@ pub enum TurnFailure {
         unsigned: Option<ErrorCode>,
     },
     /// 401 to a signed request, 441: the caller's user name or password is wrong, or has expired.
-    #[error("the TURN server does not accept our credentials: check user name, password and expiry")]
+    #[error(
+        "the TURN server does not accept our credentials: check user name, password and expiry; if a relay made them, \
+         check that it has the server's secret and that the clocks of both are right"
+    )]
     CredentialsRefused,
     /// 437 to Allocate: the server has an allocation for this socket already. If it was ours it has been deleted now;
     /// otherwise another local port helps.
@@ -144,7 +147,7 @@ pub enum TurnFailure {
     #[error("the TURN server does not support what we ask for (error {})", .0.number())]
     Unsupported(ErrorCode),
     /// 486, 508: the server has no room.
-    #[error("the TURN server has no room for us (error {})", .0.number())]
+    #[error("the TURN server {} (error {})", busy(.0), .0.number())]
     Busy(ErrorCode),
     /// Another error.
     #[error("the TURN server refused with error {}", .0.number())]
@@ -158,6 +161,13 @@ pub enum TurnFailure {
     /// The environment: the stream to the server ended, and the allocation with it.
     #[error("the connection to the TURN server was lost")]
     TransportLost,
+}
+
+fn busy(code: &ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::AllocationQuotaReached => "lends us no more addresses: our quota is used up",
+        _ => "has no room for us: all its addresses are lent, ask its operator for more",
+    }
 }
 
 fn hint(code: ErrorCode) -> String {

@@ -141,7 +141,8 @@ impl TurnServer {
         if !families.iter().any(supported) {
             return Err(ErrorCode::AddressFamilyNotSupported);
         }
-        if self.by_name.get(&user.name).is_some_and(|used| *used >= self.config.limits.allocations_per_user) {
+        let used = self.by_name.get(&user.name).copied().unwrap_or(0);
+        if used >= self.config.limits.allocations_per_user {
             return Err(ErrorCode::AllocationQuotaReached);
         }
         let reserve = even_port == Some(EvenPort::AndReserveTheNext);

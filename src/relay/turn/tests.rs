@@ -419,6 +419,8 @@ fn quotas_of_a_user_and_of_the_server_hold() {
     assert_eq!(error(&mut bench, 3, "a"), Some(ErrorCode::AllocationQuotaReached), "whatever the expiry in its name");
     assert_eq!(error(&mut bench, 4, "b"), None);
     assert_eq!(error(&mut bench, 5, "c"), Some(ErrorCode::InsufficientCapacity));
+    bench = Bench::new(RelayLimits::new().with_allocations_per_user(0));
+    assert_eq!(error(&mut bench, 1, "a"), Some(ErrorCode::AllocationQuotaReached), "none is none");
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub fn object(report: &Report) -> Value {
         "nat": report.nat.iter().map(nat).collect::<Vec<_>>(),
         "relays": report.relays.iter().map(relay).collect::<Vec<_>>(),
         "stun": report.stun.iter().map(stun).collect::<Vec<_>>(),
+        "doubts": report.doubts().iter().map(ToString::to_string).collect::<Vec<_>>(),
         "expected": expected.collect::<Vec<_>>(),
         "peers": report.peers.as_ref().map(|peers| peers.iter().map(peer).collect::<Vec<_>>()),
     })

@@ -49,6 +49,11 @@ pub fn page(report: &Report) -> String {
         page.title("STUN servers");
         report.stun.iter().for_each(|stun| page.stun(stun));
     }
+    let doubts = report.doubts();
+    if !doubts.is_empty() {
+        page.title("In doubt");
+        doubts.iter().for_each(|doubt| page.sentence(doubt));
+    }
     report.peers.iter().flatten().for_each(|peer| page.peer(peer));
     page.expected(report);
     page.0
@@ -65,6 +70,10 @@ impl Page {
 
     fn line(&mut self, label: impl Display, text: impl Display) {
         let _ = writeln!(self.0, "  {:LABEL$} {text}", label.to_string());
+    }
+
+    fn sentence(&mut self, text: impl Display) {
+        let _ = writeln!(self.0, "  {text}");
     }
 
     fn nat(&mut self, finding: &NatFinding) {
