@@ -29,8 +29,9 @@ use tokio::time::timeout;
 
 use crate::support::{Cluster, Running};
 
-/// Virtual time after which something that should have happened did not.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Virtual time after which something that should have happened did not. The slowest takes 120 s: four heartbeats of 15 s,
+/// each after a pause of 15 s.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Seeds that every scene is played with.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=3;
