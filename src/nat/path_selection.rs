@@ -215,12 +215,15 @@ impl PathSelection {
         let in_use = self.selected == Some(path);
         candidate.next_check = Some(now + if in_use { SELECTED_INTERVAL } else { STANDBY_INTERVAL });
         if in_use {
-            self.doubt_since = None;
             if !sent.selected {
                 // The peer does not know yet that this is the path in use now.
                 candidate.next_check = Some(now);
             }
-        } else if candidate.proven < self.datagram_bytes && candidate.unproven_tries < MISSED_MAX {
+            self.end_doubt(now);
+        } else if self.doubt_since.is_none()
+            && candidate.proven < self.datagram_bytes
+            && candidate.unproven_tries < MISSED_MAX
+        {
             // It answers small checks; whether it carries what the connection sends is asked at once.
             candidate.next_check = Some(now);
         }
@@ -292,7 +295,9 @@ impl PathSelection {
         self.next_number = self.next_number.wrapping_add(1);
         let (selected, datagram_bytes) = (self.selected == Some(path), self.datagram_bytes);
         let candidate = self.paths.get_mut(&path)?;
-        let prove = matches!(candidate.state, State::Answers { .. })
+        // In doubt what counts is which path lives.
+        let prove = self.doubt_since.is_none()
+            && matches!(candidate.state, State::Answers { .. })
             && !selected
             && candidate.proven < datagram_bytes
             && candidate.unproven_tries < MISSED_MAX;
@@ -354,6 +359,19 @@ impl PathSelection {
         }
     }
 
+    /// Which paths carry the connection's datagrams was not asked meanwhile.
+    fn end_doubt(&mut self, now: Instant) {
+        if self.doubt_since.take().is_some() {
+            let datagram_bytes = self.datagram_bytes;
+            let narrow = |candidate: &&mut Candidate| {
+                matches!(candidate.state, State::Answers { .. })
+                    && candidate.proven < datagram_bytes
+                    && candidate.unproven_tries < MISSED_MAX
+            };
+            self.paths.values_mut().filter(narrow).for_each(|candidate| candidate.check_by(now));
+        }
+    }
+
     fn choose(&mut self, now: Instant) {
         let Some(best) = self.best(now) else { return };
         let change = match self.selected {
@@ -372,7 +390,7 @@ impl PathSelection {
             }
         }
         self.selected = Some(best);
-        self.doubt_since = None;
+        self.end_doubt(now);
         if let Some(candidate) = self.paths.get_mut(&best) {
             // The peer is told at once.
             candidate.check_by(now);

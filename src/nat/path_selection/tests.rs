@@ -187,6 +187,33 @@ fn when_the_path_in_use_dies_under_traffic_the_standby_takes_over_within_a_secon
 }
 
 #[test]
+fn a_standby_that_died_with_the_network_keeps_nobody_from_the_third_path_although_its_size_is_to_be_proven() {
+    let mut world = World::new(|now| PathSelection::on(now, direct(1), PathKind::Punched, 50 * MILLISECOND));
+    let turn = Path { via: Via::Turn { allocation: 1 }, ..direct(1) };
+    world.selection.add(world.start, forward(), PathKind::Forwarded);
+    world.works(direct(1), 50);
+    world.works(forward(), 50);
+    world.traffic = Some(20 * MILLISECOND);
+    world.run(Duration::from_secs(5));
+    // Larger datagrams than before: the standby would have to prove that it carries them.
+    world.selection.set_datagram_bytes(1400);
+    world.works.clear();
+    world.selection.on_network_change(world.now);
+    world.run(700 * MILLISECOND);
+    world.works(turn, 100);
+    let moved = world.now;
+    world.selection.add(moved, turn, PathKind::TurnTls);
+    world.run(Duration::from_secs(2));
+    let (at, event) = *world.events.last().unwrap();
+    assert_eq!(event, PathEvent::Selected(turn));
+    assert!(
+        world.start + at < moved + 500 * MILLISECOND,
+        "{:?} after the third path was there",
+        world.start + at - moved
+    );
+}
+
+#[test]
 fn after_an_outage_of_everything_a_path_is_noticed_within_half_a_second() {
     let mut world = World::new(|now| PathSelection::on(now, direct(1), PathKind::Direct, 30 * MILLISECOND));
     world.traffic = Some(20 * MILLISECOND);
