@@ -300,7 +300,10 @@ impl RouteTable {
     pub(super) fn on_answer(&mut self, virtual_address: &SocketAddr) {
         if let Some(slot) = self.slots.get_mut(virtual_address) {
             slot.traffic.unanswered_since = None;
-            slot.flight.clear();
+            // The end of a handshake is kept until the peer confirms it.
+            if !slot.finishing {
+                slot.flight.clear();
+            }
         }
     }
 

@@ -263,12 +263,19 @@ impl Upkeep {
         self.checker.relayed.clear();
         if std::mem::take(&mut self.checker.answered) {
             self.signal_at = None;
-            self.traversal.paths.send_unheard(&self.virtual_address);
+            self.send_unheard();
             self.traversal.paths.on_answer(&self.virtual_address);
         }
         let moved = self.on_event(event);
         self.note_doubt();
         moved
+    }
+
+    /// Without a doubt nothing was kept but the end of a handshake, which is repeated until it is confirmed.
+    fn send_unheard(&self) {
+        if self.in_doubt {
+            self.traversal.paths.send_unheard(&self.virtual_address);
+        }
     }
 
     /// What is sent while nobody may hear it is kept, to be sent again as soon as somebody may.
@@ -287,7 +294,7 @@ impl Upkeep {
             Some(PathEvent::Selected(path)) => {
                 self.signal_at = None;
                 self.traversal.paths.select(&self.virtual_address, path);
-                self.traversal.paths.send_unheard(&self.virtual_address);
+                self.send_unheard();
                 self.kept.epoch.fetch_add(1, Ordering::Relaxed);
                 self.tell_kind();
                 tracing::debug!(peer = %self.kept.peer.short(), kind = %*self.kept.kind.borrow(), "moved to another path");
