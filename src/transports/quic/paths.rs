@@ -184,6 +184,11 @@ impl Paths {
         self.routes().set_finishing(virtual_address, finishing);
     }
 
+    /// Whether what is kept is the end of a handshake.
+    pub(super) fn is_finishing(&self, virtual_address: &SocketAddr) -> bool {
+        self.routes().is_finishing(virtual_address)
+    }
+
     /// Sends what nobody may have heard once more, now that there is a path.
     pub(super) fn send_unheard(&self, virtual_address: &SocketAddr) {
         let (Some(path), unheard) = (self.path(virtual_address), self.routes().unheard(virtual_address)) else {

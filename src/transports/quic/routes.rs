@@ -237,6 +237,11 @@ impl RouteTable {
         }
     }
 
+    /// Whether what is kept is the end of a handshake.
+    pub(super) fn is_finishing(&self, virtual_address: &SocketAddr) -> bool {
+        self.slots.get(virtual_address).is_some_and(|slot| slot.finishing)
+    }
+
     /// Whether what goes out is kept, since the end of a handshake may have to be said again. It begins by itself when a dial
     /// is answered, and not at all for a peer that may be somebody else's address.
     pub(super) fn set_finishing(&mut self, virtual_address: &SocketAddr, finishing: bool) {

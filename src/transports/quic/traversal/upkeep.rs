@@ -271,9 +271,9 @@ impl Upkeep {
         moved
     }
 
-    /// Without a doubt nothing was kept but the end of a handshake, which is repeated until it is confirmed.
+    /// But for the end of a handshake, while there is no doubt: that is repeated until it is confirmed.
     fn send_unheard(&self) {
-        if self.in_doubt {
+        if self.in_doubt || !self.traversal.paths.is_finishing(&self.virtual_address) {
             self.traversal.paths.send_unheard(&self.virtual_address);
         }
     }
