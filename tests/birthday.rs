@@ -16,7 +16,7 @@ use panda_network::limits::{
 use panda_network::sim::{self, LinkOptions, NatOptions, Protocol, Sim, SimNat};
 use panda_network::transport::PathKind;
 use panda_network::{Document, DocumentEvent, StartFrom};
-use places::{Node, Place, World};
+use places::{Node, Place, World, seeds};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Seeds that CI runs.
@@ -25,14 +25,6 @@ const SEEDS: u64 = 10;
 const ONE_ATTEMPT: Duration = Duration::from_secs(25);
 /// Until the end of a third one, with the rests in between, the second of which is twice as long.
 const THREE_ATTEMPTS: Duration = Duration::from_secs(2800);
-
-fn seeds() -> Vec<u64> {
-    let from_environment = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    match (from_environment("PANDA_SEED"), from_environment("PANDA_SEEDS")) {
-        (Some(seed), _) => vec![seed],
-        (None, count) => (0..count.unwrap_or(SEEDS)).collect(),
-    }
-}
 
 /// Two relays, so that nodes learn how their NATs map.
 fn world(sim: &Sim) -> World {
@@ -104,7 +96,7 @@ async fn meet(sim: Sim, left: Place, right: Place) -> Duration {
 }
 
 fn all_meet(left: Place, right: Place) {
-    let mut times: Vec<_> = seeds().into_iter().map(|seed| sim::run(seed, |sim| meet(sim, left, right))).collect();
+    let mut times: Vec<_> = seeds(SEEDS).into_iter().map(|seed| sim::run(seed, |sim| meet(sim, left, right))).collect();
     times.sort();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
     let at_once = times.iter().filter(|took| **took < ONE_ATTEMPT).count();
@@ -147,7 +139,7 @@ fn who_did_not_opt_in_stays_relayed_and_opens_no_socket() {
         (Place::Symmetric, Place::PortRestricted, [true, true], [false, true]),
     ];
     for (left, right, [alice_in, bob_in], [alice_hides, bob_hides]) in pairs {
-        sim::run(seeds()[0], |sim| async move {
+        sim::run(seeds(SEEDS)[0], |sim| async move {
             let world = world(&sim);
             let start = |place, name, birthday, hidden| {
                 world.node_with(world.host(place), name, move |options| {
@@ -173,7 +165,7 @@ fn who_did_not_opt_in_stays_relayed_and_opens_no_socket() {
 /// Members of a document name an address where nobody answers, and several of them the same.
 #[test]
 fn an_address_where_nobody_answers_gets_a_bounded_number_of_packets() {
-    sim::run(seeds()[0], |sim| async move {
+    sim::run(seeds(SEEDS)[0], |sim| async move {
         let world = world(&sim);
         let (ours, victim): (IpAddr, IpAddr) = ([198, 51, 100, 200].into(), [198, 51, 100, 201].into());
         let our_nat = world.network.nat(ours, NatOptions::port_restricted()).unwrap();
@@ -254,7 +246,8 @@ async fn lose_the_mappings(sim: Sim) -> Option<Duration> {
 
 #[test]
 fn when_the_nat_forgets_its_mappings_the_relay_takes_over_and_nothing_is_lost() {
-    let mut gaps: Vec<_> = seeds().into_iter().take(5).filter_map(|seed| sim::run(seed, lose_the_mappings)).collect();
+    let mut gaps: Vec<_> =
+        seeds(SEEDS).into_iter().take(5).filter_map(|seed| sim::run(seed, lose_the_mappings)).collect();
     gaps.sort();
     println!("longest gap: p50 {:?}, max {:?} of {}", gaps[gaps.len() / 2], gaps[gaps.len() - 1], gaps.len());
     assert!(gaps[gaps.len() - 1] < Duration::from_secs(3), "{gaps:?}");

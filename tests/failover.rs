@@ -13,7 +13,7 @@ use std::time::Duration;
 use panda_network::sim::{self, LinkOptions, NatOptions, Sim};
 use panda_network::transport::PathKind;
 use panda_network::{DocumentEvent, StartFrom};
-use places::{Node, Place, World};
+use places::{Node, Place, World, seeds};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::time::{Instant, sleep, timeout};
@@ -22,14 +22,6 @@ use tokio::time::{Instant, sleep, timeout};
 const SEEDS: u64 = 20;
 /// Between two operations.
 const INTERVAL: Duration = Duration::from_millis(20);
-
-fn seeds() -> Vec<u64> {
-    let from_environment = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    match (from_environment("PANDA_SEED"), from_environment("PANDA_SEEDS")) {
-        (Some(seed), _) => vec![seed],
-        (None, count) => (0..count.unwrap_or(SEEDS)).collect(),
-    }
-}
 
 /// What happens to a connection.
 #[derive(Debug, Clone, Copy)]
@@ -135,7 +127,7 @@ fn forwarding_relay(world: &World, node: &Node) -> usize {
 
 /// Runs all seeds, prints the figures, and returns the gap that 95 % stay within.
 fn p95(fault: Fault) -> Duration {
-    let mut gaps: Vec<_> = seeds()
+    let mut gaps: Vec<_> = seeds(SEEDS)
         .into_iter()
         .map(|seed| {
             let seen = sim::run(seed, |sim| live_through(sim, fault));

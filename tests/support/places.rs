@@ -137,6 +137,15 @@ fn start_relay(sim: &Sim, network: &SimNetwork, number: u8, six: Option<IpAddr>,
     (host, relay)
 }
 
+/// `PANDA_SEED` alone, or as many seeds as `PANDA_SEEDS` says, or `count`.
+pub fn seeds(count: u64) -> Vec<u64> {
+    let from_environment = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    match (from_environment("PANDA_SEED"), from_environment("PANDA_SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        (None, asked) => (0..asked.unwrap_or(count)).collect(),
+    }
+}
+
 /// The first operations that an editor of the document sees.
 pub async fn payloads(document: &Document, count: usize) -> Vec<String> {
     let mut events = document.subscribe(StartFrom::Start).await.unwrap();

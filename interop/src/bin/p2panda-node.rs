@@ -3,7 +3,7 @@
 //! No mDNS, no relays, loopback only. What other Nodes it knows goes into its address book before it starts: p2panda has no
 //! other way to learn a direct address.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -249,18 +249,23 @@ async fn publish(
     Ok(())
 }
 
-/// Passes on what the application of this Node would see.
+/// Passes on what the application of this Node would see, but an own operation once: p2panda tells of some twice.
 async fn receive(
     topic: String,
     me: VerifyingKey,
     mut stream: StreamSubscription<Envelope>,
     events: mpsc::Sender<Event>,
 ) {
+    let mut own = HashSet::new();
     while let Some(event) = stream.next().await {
         let event = match event {
             StreamEvent::Processed { operation, .. } => {
                 let operation = describe(&topic, &operation);
-                if operation.author == me.to_hex() { Event::Published(operation) } else { Event::Received(operation) }
+                match operation.author == me.to_hex() {
+                    true if own.insert(operation.seq) => Event::Published(operation),
+                    true => continue,
+                    false => Event::Received(operation),
+                }
             }
             StreamEvent::SyncStarted { remote_node_id, .. } => {
                 Event::Session { topic: topic.clone(), remote: remote_node_id.to_hex(), end: None }

@@ -36,8 +36,6 @@ impl Seen {
         match event {
             Event::Ready { key, addresses } => self.ready = Some((key, addresses.first().cloned().unwrap_or_default())),
             Event::Opened { topic, ticket } => self.opened.push((topic, ticket)),
-            // A Node now and then tells of one twice.
-            Event::Published(operation) if self.own.iter().rev().take(1024).any(|own| own.id == operation.id) => {}
             Event::Published(operation) => self.own.push(operation),
             Event::Received(operation) => self.received.push(operation),
             Event::Heads { topic, heads } => self.heads.push((topic, heads)),

@@ -43,7 +43,6 @@ const QUALITY_PACKETS: u64 = 100;
 const STANDBY_AGAIN: Duration = Duration::from_secs(10);
 /// How often the peer is told through relays where we are, while no path answers.
 const SIGNAL_AGAIN: Duration = Duration::from_secs(2);
-
 /// The same while there is no session with any relay.
 const SIGNAL_SOON: Duration = Duration::from_millis(200);
 
@@ -271,7 +270,7 @@ impl Upkeep {
         moved
     }
 
-    /// But for the end of a handshake, while there is no doubt: that is repeated until it is confirmed.
+    /// Sends what is kept. Not the end of a handshake while there is no doubt: that is repeated until it is confirmed.
     fn send_unheard(&self) {
         if self.in_doubt || !self.traversal.paths.is_finishing(&self.virtual_address) {
             self.traversal.paths.send_unheard(&self.virtual_address);
