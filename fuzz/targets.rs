@@ -6,7 +6,10 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+#[cfg(feature = "bridge")]
+use panda_network::bridge::wire as bridge;
 use panda_network::discovery::lan::notice;
+use panda_network::discovery::wire as discovery;
 use panda_network::frame::FrameDecoder;
 use panda_network::identity::Identity;
 use panda_network::ids::{DocumentId, DocumentKey, LogId};
@@ -16,6 +19,7 @@ use panda_network::nat::port_mapping::{self, PortMappingMachine, Status, is_glob
 use panda_network::nat::stun::{Attribute, IntegrityKey, Response, Scanned, relayed};
 use panda_network::net::Gateway;
 use panda_network::rendezvous::address::RelayAddress;
+use panda_network::rendezvous::record::RendezvousRecord;
 use panda_network::rendezvous::seal;
 use panda_network::rendezvous::signal::Signal;
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame};
@@ -123,6 +127,52 @@ pub fn peer_address(data: &[u8]) -> bool {
     let Ok(address) = PeerAddress::decode(data) else { return false };
     assert_eq!(PeerAddress::decode(&address.encode()), Ok(address));
     true
+}
+
+/// Where a peer can be met.
+pub fn rendezvous_record(data: &[u8]) -> bool {
+    let Ok(record) = RendezvousRecord::decode(&Bytes::copy_from_slice(data)) else { return false };
+    assert_eq!(RendezvousRecord::decode(&record.encode()), Ok(record));
+    true
+}
+
+/// The content of a frame of confidential discovery.
+pub fn discovery_frame(data: &[u8]) -> bool {
+    let data = &data[..data.len().min(FRAME_MAX_BYTES)];
+    let (mut forged, mut again) = (0, 0);
+    let Ok(message) = discovery::decode(&Bytes::copy_from_slice(data), &mut forged) else { return false };
+    let encoded = discovery::encode(&message);
+    let message = discovery::decode(&Bytes::from(encoded.clone()).slice(PREFIX_BYTES..), &mut again);
+    assert_eq!(message.map(|message| discovery::encode(&message)), Ok(encoded));
+    assert_eq!(again, 0, "what was kept is not forged");
+    true
+}
+
+/// A stream of a session with a p2panda Node, cut into chunks as long as the first byte says: the greetings when the second
+/// byte is even, else what follows them. True when it is messages to its end.
+#[cfg(feature = "bridge")]
+pub fn node_stream(data: &[u8]) -> bool {
+    let &[chunk, greets, ref stream @ ..] = data else { return false };
+    let (mut frames, mut taken) = (bridge::Frames::default(), 0);
+    for chunk in stream.chunks(usize::from(chunk).max(1)) {
+        frames.push(chunk);
+        while let Some(cut) = frames.next() {
+            let bridge::Cut::Frame(frame) = cut else { return false };
+            let mut again = Vec::new();
+            if greets % 2 == 0 {
+                let Some(greeting) = bridge::Greeting::read(&frame) else { return false };
+                greeting.put(&mut again);
+                assert_eq!(bridge::Greeting::read(&again[PREFIX_BYTES..]), Some(greeting));
+            } else {
+                let Some(message) = bridge::Message::read(&frame, LogId::from(LOG)) else { return false };
+                message.clone().put(LogId::from(LOG), &mut again);
+                assert_eq!(bridge::Message::read(&again[PREFIX_BYTES..], LogId::from(LOG)), Some(message));
+            }
+            taken += PREFIX_BYTES + frame.len();
+        }
+    }
+    assert!(taken <= stream.len());
+    taken == stream.len()
 }
 
 /// A notice in the local network, with the keys of three documents. Who it names, the notice's maker chose.

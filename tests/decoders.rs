@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use p2panda_core::{Hash, Header, SigningKey};
 use panda_network::discovery::lan::notice;
+use panda_network::discovery::wire as discovery;
 use panda_network::identity::Identity;
 use panda_network::ids::{DocumentId, DocumentKey, PeerId};
 use panda_network::nat::framing::put_channel_data;
@@ -409,6 +410,51 @@ fn a_notice_in_the_local_network_is_opened_or_ignored() {
     let samples = [sealed(&[1]), sealed(&[2, 3, 9]), sealed(&[8, 1, 7, 2, 6, 3, 5, 4])];
     // What is changed in a slot that is for nobody here changes nothing.
     let taken = feed(targets::lan_notice, &samples, 100_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
+}
+
+#[test]
+fn where_a_peer_can_be_met_is_believed_or_refused() {
+    let samples = [record(1).encode().to_vec(), record(2).encode().to_vec()];
+    let taken = feed(targets::rendezvous_record, &samples, 20_000);
+    assert!(taken < 200, "{taken} changed records were believed");
+}
+
+#[test]
+fn a_frame_of_confidential_discovery_is_understood_or_refused() {
+    let topics = |count: u8| (0..count).map(|topic| [topic; 32].into()).collect();
+    let known = [1, 2, 3].map(|seed| (peer(seed), address(seed)));
+    let messages = [
+        discovery::Message::AliceSaltHalf { alice_salt_half: [7; 32] },
+        discovery::Message::BobSaltHalfAndHashedData { bob_salt_half: [8; 32], topics_for_alice: topics(5) },
+        discovery::Message::AliceHashedData { topics_for_bob: topics(0) },
+        discovery::Message::Nodes { transport_infos: known.into() },
+    ];
+    let samples = messages.map(|message| discovery::encode(&message).split_off(4));
+    let taken = feed(targets::discovery_frame, &samples, 50_000);
+    assert!(taken > 1000, "{taken} mutations were taken");
+}
+
+#[cfg(feature = "bridge")]
+#[test]
+fn a_stream_of_a_node_is_understood_or_refused() {
+    use panda_network::Operation;
+    use panda_network::bridge::wire::{Greeting, Message, RawOperation};
+
+    let operation = Operation::sign(&identity(1), targets::LOG.into(), None, 1, b"milk").unwrap();
+    let raw = || RawOperation::from(&operation);
+    let messages = [
+        Message::Have([(peer(1), 0), (peer(2), 70_000)].into()),
+        Message::PreSync { operations: 1, bytes: 400 },
+        Message::Operation(raw()),
+        Message::Done,
+        Message::Live(raw()),
+        Message::Close,
+    ];
+    let (mut greetings, mut session) = (vec![3, 0], vec![100, 1]);
+    [Greeting::Topic([5; 32].into()), Greeting::Done].iter().for_each(|greeting| greeting.put(&mut greetings));
+    messages.into_iter().for_each(|message| message.put(targets::LOG.into(), &mut session));
+    let taken = feed(targets::node_stream, &[greetings, session], 100_000);
     assert!(taken > 1000, "{taken} mutations were taken");
 }
 

@@ -23,7 +23,7 @@ mod heights;
 mod link;
 mod round;
 mod session;
-mod wire;
+pub mod wire;
 
 pub use error::BridgeError;
 use gate::Gate;

@@ -28,7 +28,7 @@ pub(super) fn protocol(network: &[u8; 32]) -> [u8; 32] {
 
 /// On the first stream: who dialled names the topic, both say that they are done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Greeting {
+pub enum Greeting {
     /// The topic of the session.
     Topic(ByteArray<32>),
     /// Understood.
@@ -37,7 +37,7 @@ pub(super) enum Greeting {
 
 /// On the second stream.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Message {
+pub enum Message {
     /// Newest sequence number per author, of what the sender has stored.
     Have(Heights),
     /// What the sender will send now because of that.
@@ -59,11 +59,11 @@ pub(super) enum Message {
 
 /// An operation as it travels: header, and a body unless that was deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct RawOperation(ByteBuf, Option<ByteBuf>);
+pub struct RawOperation(ByteBuf, Option<ByteBuf>);
 
 impl RawOperation {
     /// Header and body.
-    pub(super) fn into_parts(self) -> (Bytes, Option<Bytes>) {
+    pub fn into_parts(self) -> (Bytes, Option<Bytes>) {
         (self.0.into_vec().into(), self.1.map(|body| body.into_vec().into()))
     }
 }
@@ -94,7 +94,7 @@ enum LogSync {
 
 impl Message {
     /// Appends the message as a frame.
-    pub(super) fn put(self, log: LogId, out: &mut Vec<u8>) {
+    pub fn put(self, log: LogId, out: &mut Vec<u8>) {
         let message = match self {
             Self::Have(heights) => {
                 let log = ByteArray::new(*log.as_bytes());
@@ -115,7 +115,7 @@ impl Message {
     }
 
     /// Reads the content of a frame. `None`: it is no message, or it speaks of more authors than may be.
-    pub(super) fn read(frame: &[u8], log: LogId) -> Option<Self> {
+    pub fn read(frame: &[u8], log: LogId) -> Option<Self> {
         Some(match read_frame(frame)? {
             TopicLogSync::Sync(LogSync::Have(heights)) => Self::Have(heights_in(&heights, log)?),
             TopicLogSync::Sync(LogSync::PreSync { total_operations, total_bytes }) => {
@@ -140,12 +140,12 @@ fn heights_in(heights: &LogHeights, log: LogId) -> Option<Heights> {
 
 impl Greeting {
     /// Appends it as a frame.
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
+    pub fn put(&self, out: &mut Vec<u8>) {
         put_frame(self, out);
     }
 
     /// Reads the content of a frame.
-    pub(super) fn read(frame: &[u8]) -> Option<Self> {
+    pub fn read(frame: &[u8]) -> Option<Self> {
         read_frame(frame)
     }
 }
@@ -167,7 +167,7 @@ fn read_frame<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Option<T> {
 
 /// What is next on a stream.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Cut {
+pub enum Cut {
     /// A whole frame.
     Frame(Bytes),
     /// One that is larger than may be; its bytes are skipped as they come.
@@ -176,21 +176,21 @@ pub(super) enum Cut {
 
 /// Cuts frames out of a stream. Holds at most one frame and what came behind it.
 #[derive(Debug, Default)]
-pub(super) struct Frames {
+pub struct Frames {
     buffered: BytesMut,
     to_skip: usize,
 }
 
 impl Frames {
     /// Takes the next bytes.
-    pub(super) fn push(&mut self, chunk: &[u8]) {
+    pub fn push(&mut self, chunk: &[u8]) {
         let skipped = self.to_skip.min(chunk.len());
         self.to_skip -= skipped;
         self.buffered.extend_from_slice(&chunk[skipped..]);
     }
 
     /// The next frame; `None` when more bytes are needed.
-    pub(super) fn next(&mut self) -> Option<Cut> {
+    pub fn next(&mut self) -> Option<Cut> {
         let length = u32::from_be_bytes(*self.buffered.first_chunk::<PREFIX_BYTES>()?) as usize;
         if length > BRIDGE_FRAME_MAX_BYTES {
             self.buffered.advance(PREFIX_BYTES);

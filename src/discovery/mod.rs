@@ -13,7 +13,7 @@ pub mod policy;
 mod run;
 pub mod topics;
 pub mod walk;
-mod wire;
+pub mod wire;
 
 pub use options::DiscoveryOptions;
 

@@ -16,10 +16,10 @@ use crate::limits::{DISCOVERY_RECORDS, DISCOVERY_RECORDS_MAX_BYTES, DISCOVERY_TO
 use crate::store::KnownPeer;
 
 /// What travels in one run.
-pub(super) type Message = PsiHashMessage<PeerId, KnownPeer>;
+pub type Message = PsiHashMessage<PeerId, KnownPeer>;
 
 /// A message as one frame.
-pub(super) fn encode(message: &Message) -> Vec<u8> {
+pub fn encode(message: &Message) -> Vec<u8> {
     let mut out = Vec::new();
     put_frame(&mut out, |out| match message {
         Message::AliceSaltHalf { alice_salt_half } => {
@@ -58,7 +58,10 @@ fn put_topics(e: &mut Out<'_>, topics: &HashSet<Topic>) -> Encoded {
 }
 
 /// Reads the content of a frame; `forged` counts records that were left out.
-pub(super) fn decode(frame: &Bytes, forged: &mut usize) -> Result<Message, CborError> {
+///
+/// # Errors
+/// [`CborError`] when it is damaged or a list is over its limit.
+pub fn decode(frame: &Bytes, forged: &mut usize) -> Result<Message, CborError> {
     cbor::decode(frame, |reader, kind| match kind {
         0 => Ok(Message::AliceSaltHalf { alice_salt_half: reader.fixed()? }),
         1 => Ok(Message::BobSaltHalfAndHashedData {

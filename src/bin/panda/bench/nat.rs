@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use indicatif::ProgressBar;
 use panda_network::relay::RelayLimits;
 use panda_network::sim::{self, LinkOptions, Place, Sim, SimHost};
 use panda_network::{Document, DocumentEvent, PandaNetwork, StartFrom};
@@ -18,7 +19,7 @@ use super::PLENTY;
 use super::journey::Journey;
 use super::nat_report::{JourneyFigures, NatBenchReport, Stay};
 use crate::demo::nat_world::{LATENCY, World};
-use crate::demo::{node_dir, print};
+use crate::demo::{node_dir, print, progress_bar};
 use crate::error::CliError;
 use crate::options::stop_requested;
 
@@ -49,16 +50,18 @@ pub async fn run(journey: Journey, json: bool) -> Result<(), CliError> {
         ("TURN over UDP", false, Journey { alice: Place::Symmetric, bob: vec![Place::PortRestricted] }),
         ("the journey", true, journey),
     ];
+    let bar = progress_bar(journeys.iter().map(|(_, _, journey)| journey.bob.len() as u64).sum());
     let mut figures = Vec::new();
     for (name, forwards, journey) in journeys {
         // Out here, so that they go when the bench is interrupted.
         let (alice, bob) = (node_dir()?, node_dir()?);
         let dirs = [alice.path().to_path_buf(), bob.path().to_path_buf()];
+        let progress = bar.clone();
         // The simulation brings a runtime of its own.
         let travelled = tokio::task::spawn_blocking(move || {
             let limits = if forwards { RelayLimits::new() } else { RelayLimits::new().with_flows(0) };
             let dirs = [&*dirs[0], &*dirs[1]];
-            let stays = sim::run(SEED, |sim| travel(sim, limits, &journey, dirs))?;
+            let stays = sim::run(SEED, |sim| travel(sim, limits, &journey, dirs, &progress))?;
             Ok::<_, CliError>(JourneyFigures { name, journey: journey.to_string(), stays })
         });
         figures.push(tokio::select! {
@@ -67,10 +70,17 @@ pub async fn run(journey: Journey, json: bool) -> Result<(), CliError> {
             travelled = travelled => travelled.map_err(|error| CliError::Environment(error.to_string()))??,
         });
     }
+    bar.finish_and_clear();
     print(&NatBenchReport { megabits_per_second: BANDWIDTH as f64 / 1e6, journeys: figures }, json)
 }
 
-async fn travel(sim: Sim, limits: RelayLimits, journey: &Journey, dirs: [&Path; 2]) -> Result<Vec<Stay>, CliError> {
+async fn travel(
+    sim: Sim,
+    limits: RelayLimits,
+    journey: &Journey,
+    dirs: [&Path; 2],
+    bar: &ProgressBar,
+) -> Result<Vec<Stay>, CliError> {
     // No jitter: packets that overtake each other look like loss, and that is another measurement.
     let world = World::new(
         sim,
@@ -83,6 +93,7 @@ async fn travel(sim: Sim, limits: RelayLimits, journey: &Journey, dirs: [&Path; 
     sleep(Duration::from_secs(5)).await;
     let (mut stays, mut on_the_way) = (Vec::new(), None);
     for (place, number) in journey.bob.iter().zip(2..) {
+        bar.set_message(format!("Alice is behind {}, Bob behind {}", journey.alice.name(), place.name()));
         let moved = Instant::now();
         let bob = match on_the_way.take() {
             None => {
@@ -98,6 +109,7 @@ async fn travel(sim: Sim, limits: RelayLimits, journey: &Journey, dirs: [&Path; 
             }
         };
         stays.push(bob.stay(*place, moved, &alice).await?);
+        bar.inc(1);
         on_the_way = Some(bob);
     }
     Ok(stays)
@@ -199,7 +211,8 @@ mod tests {
         let dirs = [node_dir().unwrap(), node_dir().unwrap()];
         let dirs = [dirs[0].path(), dirs[1].path()];
         let journey = "port-restricted,symmetric,port-restricted".parse().unwrap();
-        let stays = sim::run(SEED, |sim| travel(sim, RelayLimits::new(), &journey, dirs)).unwrap();
+        let bar = ProgressBar::hidden();
+        let stays = sim::run(SEED, |sim| travel(sim, RelayLimits::new(), &journey, dirs, &bar)).unwrap();
         let paths: Vec<_> = stays.iter().map(|stay| stay.paths[0].as_str()).collect();
         assert_eq!(paths, ["relayed", "punched"]);
         let line = BANDWIDTH as f64 / 8.0 / f64::from(1 << 20);

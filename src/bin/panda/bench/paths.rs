@@ -18,7 +18,7 @@ use super::PLENTY;
 use super::scenario::{LIVE_RATE, OPERATION_BYTES, PUBLISHER, RECEIVER};
 use crate::child::process::{Nodes, all_arrived};
 use crate::child::protocol::{Command, Report, Work};
-use crate::demo::supervised;
+use crate::demo::{progress_bar, supervised};
 use crate::error::CliError;
 use crate::figures::{Latency, per_second};
 use crate::options::DurabilityArg;
@@ -59,8 +59,11 @@ pub struct PathFigures {
 /// # Errors
 /// When a node or the relay fails, or a step does not end.
 pub async fn run(quick: bool) -> Result<PathsReport, CliError> {
+    let kinds = [PathKind::Direct, PathKind::Forwarded, PathKind::TurnUdp, PathKind::TurnTls];
+    let bar = progress_bar(kinds.len() as u64);
     let mut paths = Vec::new();
-    for path in [PathKind::Direct, PathKind::Forwarded, PathKind::TurnUdp, PathKind::TurnTls] {
+    for path in kinds {
+        bar.set_message(path.to_string());
         let relay = (path != PathKind::Direct).then(|| start_relay(path == PathKind::Forwarded)).transpose()?;
         let through =
             relay.iter().flat_map(|relay| ["--relay".to_owned(), relay.address().to_string()]).collect::<Vec<_>>();
@@ -68,7 +71,9 @@ pub async fn run(quick: bool) -> Result<PathsReport, CliError> {
         let publisher = through.iter().cloned().chain(no_udp).collect();
         let nodes = Nodes::start_with(vec![publisher, through], DurabilityArg::Process)?;
         paths.push(supervised(nodes, async |nodes| measure(nodes, path, quick).await).await?);
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     Ok(PathsReport { operation_bytes: OPERATION_BYTES, paths })
 }
 
