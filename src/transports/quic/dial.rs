@@ -69,7 +69,7 @@ pub(super) async fn connect(
 /// The peer's addresses that are dialled.
 fn candidates_of(transport: &QuicTransportImpl, address: &PeerAddress, attempt: &Attempt) -> Vec<SocketAddr> {
     // A packet to any of them would show where this node is.
-    let hidden = transport.traversal.as_ref().is_some_and(|traversal| traversal.options.relay_only);
+    let hidden = transport.options.relay_only;
     let mut candidates: Vec<_> = address.addresses_for(TransportKind::Quic).collect();
     candidates.retain(|candidate| {
         let reached = transport.paths.reaches(candidate);

@@ -13,11 +13,18 @@ use super::hello;
 use super::paths::RouteGuard;
 use super::repeat;
 use super::transport::QuicTransportImpl;
+use crate::nat::path::Via;
 use crate::transport::{CloseReason, Connection, TransportError};
 
 /// Accepts until the endpoint is closed. Handshakes run side by side, bounded by the limit on connections.
 pub(super) async fn run(transport: Arc<QuicTransportImpl>, endpoint: Endpoint) {
     while let Some(incoming) = endpoint.accept().await {
+        let comes_by = transport.paths.path(&incoming.remote_address());
+        if transport.options.relay_only && comes_by.is_none_or(|path| path.via == Via::Socket) {
+            // Any answer would confirm where a node is that hides.
+            incoming.ignore();
+            continue;
+        }
         if transport.is_stopping() || endpoint.open_connections() >= transport.options.max_connections {
             transport.counters.refused.add();
             incoming.refuse();

@@ -52,7 +52,7 @@ async fn dial(
     protocol: &[u8],
 ) -> Result<Connected, TransportError> {
     // A packet to any address would show where this node is.
-    let hidden = transport.traversal.as_ref().is_some_and(|traversal| traversal.options.relay_only);
+    let hidden = transport.options.relay_only;
     let addresses = node.addresses().iter().copied().filter(|address| !hidden && transport.paths.reaches(address));
     let mut addresses: Vec<_> = addresses.collect();
     let mut error = TransportError::NoAddress(TransportKind::Quic);

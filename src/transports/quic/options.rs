@@ -120,8 +120,9 @@ impl QuicTransportOptions {
         self
     }
 
-    /// Only relayed paths, and no address of ours told to anybody but relays. Default: off. Slower, and without a relay
-    /// nobody is reached.
+    /// Only relayed paths, and no address of ours told to anybody but relays; who sends straight to our socket gets no answer.
+    /// It takes an allocation at a TURN server besides a relay that forwards: who is at another TURN server is reached from there
+    /// only. Default: off. Slower, and without a relay nobody is reached.
     pub fn with_relay_only(mut self, relay_only: bool) -> Self {
         self.relay_only = relay_only;
         self

@@ -154,9 +154,9 @@ impl Checker {
         self.hear(now, &named);
         for Candidate { kind, address } in named.into_iter().filter(|named| self.remote.0.contains_key(&named.address))
         {
-            // What this node's socket cannot reach may be reached from a relayed address.
-            let reached = self.traversal.paths.reaches(&address);
-            if reached && (!self.traversal.options.relay_only || kind == CandidateKind::Relayed) {
+            // What this node's socket cannot reach may be reached from a relayed address. Who hides sends from there only: a
+            // TURN server tells its client where packets come from, and a peer may call any address relayed.
+            if self.traversal.paths.reaches(&address) && !self.traversal.options.relay_only {
                 let path = Path::direct(address);
                 self.selection.add(now, path, self.kind(path));
                 if kind == CandidateKind::Relayed {

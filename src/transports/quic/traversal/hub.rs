@@ -133,6 +133,10 @@ impl Hub {
 
     /// Authenticated before anything is done; everything else is silence.
     fn on_check(&mut self, path: Path, request: &Scanned<'_>) {
+        // An answer would confirm where a node is that hides.
+        if self.traversal.options.relay_only && path.via == Via::Socket {
+            return;
+        }
         let Some(claimed) = check::claimed_session(request) else { return };
         let ours = check::Session { asker: claimed.asker.other(), ..claimed };
         let sessions = lock(&self.traversal.sessions);

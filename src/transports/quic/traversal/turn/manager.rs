@@ -121,7 +121,8 @@ impl Manager {
         let forwarding = seen.mappings.iter().filter(|(server, _)| !refuses(server));
         let situation = Situation {
             udp_blocked,
-            standby: traversal.options.relay_only || !refused.is_empty() || unsettled && is_symmetric(&seen.mappings),
+            hidden: traversal.options.relay_only,
+            standby: !refused.is_empty() || unsettled && is_symmetric(&seen.mappings),
             forwarding: forwarding.map(|(server, _)| self.machine_at(server.ip())).collect(),
         };
         let (keys, choices): (Vec<_>, Vec<_>) = self.choices(now, &seen.interfaces).into_iter().unzip();

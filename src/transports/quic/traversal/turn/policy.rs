@@ -2,8 +2,9 @@
 //!
 //! - UDP is blocked: at once, over TLS (on port 443 if there is one, since that passes the strictest firewalls), else over
 //!   TCP; and at a second machine, so that connections survive the end of one.
-//! - A standby is wanted (behind a symmetric NAT, when addresses are to stay hidden, or when a relay forwards nothing): one over UDP, at a machine that
-//!   does not forward for us already, since forwarding there is cheaper and would end together with it.
+//! - Addresses are to stay hidden: one over UDP, since the relayed addresses of peers may be sent to from there only.
+//! - A standby is wanted (behind a symmetric NAT, or when a relay forwards nothing): one over UDP, at a machine that does not
+//!   forward for us already, since forwarding there is cheaper and would end together with it.
 //! - Otherwise none.
 //!
 //! What runs is preferred to what would be better: an allocation that works is not left for a server that came back.
@@ -21,6 +22,8 @@ const HTTPS_PORT: u16 = 443;
 pub(super) struct Situation {
     /// No UDP gets through, although relays are reached.
     pub(super) udp_blocked: bool,
+    /// This node's addresses are told to relays only.
+    pub(super) hidden: bool,
     /// Connections need a further relayed path.
     pub(super) standby: bool,
     /// Machines that forward for us.
@@ -42,17 +45,19 @@ pub(super) struct Choice {
 
 /// The places of the choices that are wanted, best first; at most `TURN_ALLOCATIONS`.
 pub(super) fn wanted(situation: &Situation, choices: &[Choice]) -> Vec<usize> {
+    let apart = |choice: &Choice| !situation.forwarding.contains(&choice.machine);
     let usable = choices.iter().enumerate().filter(|(_, choice)| choice.usable || choice.running);
     let (mut fitting, count): (Vec<_>, _) = if situation.udp_blocked {
         (usable.filter(|(_, choice)| choice.transport != TurnTransport::Udp).collect(), TURN_ALLOCATIONS)
-    } else if situation.standby {
-        let apart = |choice: &Choice| !situation.forwarding.contains(&choice.machine);
-        let fits = |choice: &Choice| choice.transport == TurnTransport::Udp && apart(choice);
+    } else if situation.standby || situation.hidden {
+        let fits = |choice: &Choice| choice.transport == TurnTransport::Udp && (situation.hidden || apart(choice));
         (usable.filter(|(_, choice)| fits(choice)).collect(), 1)
     } else {
         return Vec::new();
     };
-    let rank = |choice: &Choice| (!choice.running, choice.transport != TurnTransport::Tls, choice.port != HTTPS_PORT);
+    let rank = |choice: &Choice| {
+        (!choice.running, !apart(choice), choice.transport != TurnTransport::Tls, choice.port != HTTPS_PORT)
+    };
     fitting.sort_by_key(|(place, choice)| (rank(choice), *place));
     let mut machines = BTreeSet::new();
     fitting.retain(|(_, choice)| machines.insert(&choice.machine));
@@ -124,5 +129,13 @@ mod tests {
         assert_eq!(wanted(&standby(&["one"]), &two_relays()), [3]);
         assert_eq!(wanted(&standby(&["one", "two"]), &two_relays()), [0; 0]);
         assert_eq!(wanted(&standby(&[]), &two_relays()), [0]);
+    }
+
+    #[test]
+    fn who_hides_has_one_also_at_a_machine_that_forwards() {
+        let hidden = |forwarding| Situation { hidden: true, ..standby(forwarding) };
+        assert_eq!(wanted(&hidden(&["one"]), &two_relays()), [3]);
+        assert_eq!(wanted(&hidden(&["one", "two"]), &two_relays()), [0]);
+        assert_eq!(wanted(&hidden(&["one"]), &two_relays()[..3]), [0]);
     }
 }
