@@ -45,7 +45,7 @@
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
 //! | 2 | pure protocol machines | [`nat`], [`rendezvous`], [`sync`] |
 //! | 1 | ports | [`net`], [`network_interface`], `nodes`, [`store`], [`transport`] |
-//! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`cbor`], [`clock`], [`error`] |
+//! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`cbor`], [`clock`], [`ticket`], [`error`] |
 //!
 //! # Features
 //!
@@ -91,11 +91,12 @@ pub mod sim;
 pub mod storage;
 pub mod store;
 pub mod sync;
+pub mod ticket;
 pub mod transport;
 pub mod transports;
 pub mod watch;
 
-pub use address::{Capabilities, DocumentTicket, PeerAddress};
+pub use address::{Capabilities, PeerAddress};
 pub use backoff::ReconnectionPolicy;
 pub use discovery::DiscoveryOptions;
 pub use documents::{DocumentEvent, DocumentStatus, PeerProgress, PresenceChange, Receipt, StartFrom, Subscription};
@@ -107,6 +108,7 @@ pub use panda_network::{
     PandaNetworkOptions, Presence,
 };
 pub use store::{Durability, StoredOperation};
+pub use ticket::DocumentTicket;
 
 /// Compiles what the README shows.
 #[cfg(doctest)]

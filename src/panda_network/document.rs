@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Node, PandaError};
-use crate::address::DocumentTicket;
 use crate::documents::{DocumentStatus, OpenDocument, PeerProgress, Receipt, StartFrom, Subscription};
 use crate::ids::{DocumentId, PeerId};
 use crate::limits::TICKET_MAX_PEERS;
 use crate::operation::SeqNum;
+use crate::ticket::DocumentTicket;
 use crate::watch;
 
 /// Name of the cursor that `subscribe` uses.
