@@ -38,17 +38,25 @@ impl DocumentTicket {
         Self { document, key, peers: Vec::new(), relays: Vec::new() }
     }
 
-    /// Adds peers to dial, at most 8; the rest is left out.
+    /// Adds peers to dial, best first: at most 8, and as many as fit into a text of 8,192 characters, which is at least one.
+    /// The rest is left out.
     pub fn with_peers(mut self, peers: impl IntoIterator<Item = PeerAddress>) -> Self {
         self.peers.extend(peers);
         self.peers.truncate(TICKET_MAX_PEERS);
-        self
+        self.fit()
     }
 
-    /// Adds relays (`host` or `host:port`) where the peers can be found, at most 4 of at most 320 bytes; the rest is left out.
+    /// Adds relays (`host` or `host:port`) where the peers can be found, at most 4 of at most 320 bytes; the rest is left out. Peers
+    /// that have no place beside them are left out as well.
     pub fn with_relays(mut self, relays: impl IntoIterator<Item = String>) -> Self {
         self.relays.extend(relays.into_iter().filter(|relay| relay.len() <= RELAY_MAX_BYTES));
         self.relays.truncate(TICKET_MAX_RELAYS);
+        self.fit()
+    }
+
+    /// Leaves out peers from the end until the text is one that is read again.
+    fn fit(mut self) -> Self {
+        while self.to_string().len() > TICKET_MAX_CHARS && self.peers.pop().is_some() {}
         self
     }
 
@@ -136,9 +144,12 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::address::TransportKind;
     use crate::identity::Identity;
+    use crate::limits::PEER_ADDRESS_MAX_ADDRESSES;
 
     fn ticket() -> DocumentTicket {
         let alice = Identity::from_seed(&[1; 32]);
@@ -156,6 +167,27 @@ mod tests {
         assert_eq!(text.parse::<DocumentTicket>().unwrap(), ticket());
         assert_eq!(format!("  {text}\n").parse::<DocumentTicket>().unwrap(), ticket());
         assert!(text.len() < 500, "a ticket fits a QR code: {} characters", text.len());
+    }
+
+    #[test]
+    fn a_ticket_of_the_largest_records_is_read_again_with_those_that_fit() {
+        let address = |n: u16| (TransportKind::Quic, SocketAddr::from(([0xffff; 8], 60_000 + n)));
+        let relay = |n: usize| format!("{n}{}", "r".repeat(RELAY_MAX_BYTES - 1));
+        let record = |seed: u8, relays: usize| {
+            let addresses = (0..PEER_ADDRESS_MAX_ADDRESSES as u16).map(address).collect();
+            let relays = (0..relays).map(relay).collect();
+            PeerAddress::sign(&Identity::from_seed(&[seed; 32]), addresses, relays, u64::MAX).unwrap()
+        };
+        for (relays, at_least) in [(0, 4), (TICKET_MAX_RELAYS, 1)] {
+            let peers: Vec<_> = (0..TICKET_MAX_PEERS as u8).map(|seed| record(seed, relays)).collect();
+            let empty = || DocumentTicket::new(ticket().document, ticket().key);
+            let ticket = empty().with_peers(peers.clone()).with_relays((0..relays).map(relay));
+            assert_eq!(ticket.to_string().parse().as_ref(), Ok(&ticket));
+            assert_eq!(ticket, empty().with_relays((0..relays).map(relay)).with_peers(peers.clone()));
+            assert_eq!(ticket.relays().len(), relays);
+            assert!(ticket.peers().len() >= at_least && ticket.peers().len() < peers.len());
+            assert_eq!(ticket.peers(), &peers[..ticket.peers().len()], "the best ones stay");
+        }
     }
 
     #[test]
