@@ -21,12 +21,11 @@ use crate::connections::Connections;
 use crate::discovery::Finds;
 use crate::documents::Documents;
 use crate::identity::Identity;
-use crate::rendezvous::address::RelayAddress;
 use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{Store, StoreError};
 use crate::sync::hello::PROTOCOL_VERSIONS;
 use crate::transport::Transport;
-use crate::transports::quic::QuicTransport;
+use crate::transports::quic::{QuicTransport, QuicTransportOptions};
 
 /// File of the node's key in its data directory.
 const IDENTITY_FILE: &str = "identity";
@@ -40,23 +39,24 @@ struct World {
 }
 
 impl World {
-    fn of(options: &mut PandaNetworkOptions) -> Result<Self, PandaError> {
+    fn of(options: &mut PandaNetworkOptions, quic: &mut QuicTransportOptions) -> Result<Self, PandaError> {
         #[cfg(feature = "sim")]
         if let Some(simulation) = options.simulation.take() {
-            return Self::simulated(options, simulation);
+            return Self::simulated(quic, simulation);
         }
+        let _ = quic;
         let identity = Identity::load_or_create(&options.data_dir.join(IDENTITY_FILE))?;
         Ok(Self { identity, clock: Clock::system(), random: ChaCha20Rng::from_os_rng(), inline: false })
     }
 
     #[cfg(feature = "sim")]
-    fn simulated(options: &mut PandaNetworkOptions, simulation: options::Simulation) -> Result<Self, PandaError> {
+    fn simulated(quic: &mut QuicTransportOptions, simulation: options::Simulation) -> Result<Self, PandaError> {
         use crate::transport::TransportError;
         let options::Simulation { host, port, seed } = simulation;
         let address = SocketAddr::new(host.ip(), port);
         let socket = host.bind(port).map_err(|error| TransportError::Bind { address, reason: error.to_string() })?;
         let network = host.network().clone();
-        options.quic = options.quic.clone().with_socket(socket).with_network(Arc::new(host)).with_rng_seed(seed);
+        *quic = quic.clone().with_socket(socket).with_network(Arc::new(host)).with_rng_seed(seed);
         Ok(Self {
             identity: Identity::from_seed(&seed),
             clock: Clock::new(move || u64::try_from(network.now().as_micros()).unwrap_or(u64::MAX)),
@@ -70,20 +70,21 @@ impl PandaNetwork {
     /// Starts a node: makes or reads its identity and store, listens, and waits for documents to be opened.
     ///
     /// # Errors
-    /// [`PandaError`]: the directory is in use by another process, the identity or the database is damaged, the address is taken.
+    /// [`PandaError::Relay`] for a relay that cannot be read, [`PandaError::Identity`] and [`PandaError::Store`] when the
+    /// directory is in use by another process or what is in it is damaged, [`PandaError::Transport`] when the address is taken
+    /// or more relays or p2panda Nodes are given than allowed.
     pub async fn start(mut options: PandaNetworkOptions) -> Result<Self, PandaError> {
+        let mut quic = options.transport()?;
         make_directory(&options.data_dir)?;
-        let World { identity, clock, mut random, inline } = World::of(&mut options)?;
+        let World { identity, clock, mut random, inline } = World::of(&mut options, &mut quic)?;
         let storage = StorageOptions::new(&options.data_dir)
             .with_durability(options.durability)
             .with_outbox_limits(options.outbox.0, options.outbox.1)
             .with_inline(inline)
             .with_clock(clock.clone());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
-        let relays = options.relays.iter().map(|relay| parse_relay(relay)).collect::<Result<Vec<_>, _>>()?;
-        let lan = options.quic.visible_network().filter(|_| options.discovery.lan);
-        let quic = options.quic.clone().with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays);
-        let quic = QuicTransport::start(&identity, quic)?;
+        let lan = quic.visible_network().filter(|_| options.discovery.lan);
+        let quic = QuicTransport::start(&identity, quic.with_hello(PROTOCOL_VERSIONS.encode()))?;
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
         let (finding, events) = (options.discovery.clone(), Arc::new(Events::new()));
@@ -135,10 +136,6 @@ impl PandaNetwork {
         drop(tasks);
         Ok(Self { node })
     }
-}
-
-fn parse_relay(text: &str) -> Result<RelayAddress, PandaError> {
-    text.parse().map_err(|error| PandaError::Relay { text: text.to_owned(), error })
 }
 
 fn make_directory(path: &Path) -> Result<(), PandaError> {
