@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 mod addresses;
 mod asking;
@@ -22,6 +22,9 @@ mod in_memory;
 mod interface;
 mod options;
 mod start;
+#[cfg(test)]
+#[cfg(feature = "sim")]
+mod tests;
 
 pub use document::{Document, Presence};
 pub use error::PandaError;
@@ -35,7 +38,7 @@ use crate::connections::Connections;
 use crate::discovery::lan::LanCounters;
 use crate::discovery::topics::TopicDiscovery;
 use crate::discovery::{Found, Source};
-use crate::documents::{Documents, OpenDocument};
+use crate::documents::Documents;
 use crate::identity::Identity;
 use crate::ids::{DocumentId, DocumentKey, PeerId};
 use crate::limits::CONNECT_DEADLINE;
@@ -102,6 +105,15 @@ impl Node {
         PeerAddress::sign_capable(&self.identity, addresses, relays, capabilities, self.clock.now_us())
     }
 
+    /// Whether Nodes may take operations when no peer is known.
+    fn has_bridge(&self) -> bool {
+        #[cfg(feature = "bridge")]
+        let has_bridge = self.bridge.is_some();
+        #[cfg(not(feature = "bridge"))]
+        let has_bridge = false;
+        has_bridge
+    }
+
     fn stop_tasks(&self) {
         self.ended.store(true, Ordering::Release);
         // Dropping the set aborts its tasks.
@@ -129,17 +141,19 @@ impl PandaNetwork {
     /// Makes a new document and opens it. Give its ticket to the others.
     ///
     /// # Errors
-    /// [`PandaError::Store`].
+    /// [`PandaError::Store`]: `TooManyDocuments` with 1,024 open, `DiskFull`, `Closed` after the node ended.
     pub async fn create(&self) -> Result<Document, PandaError> {
         let document = DocumentId::from_uuid(uuid::Builder::from_random_bytes(self.node.random_bytes()).into_uuid());
         let key = DocumentKey::from_bytes(self.node.random_bytes());
         self.open_record(DocumentRecord { document, key }).await
     }
 
-    /// Opens a document by its ticket and keeps its peers connected. Opening it again gives another handle.
+    /// Opens a document by its ticket and keeps its peers connected. Opening it again gives another handle, and adds the
+    /// ticket's peers.
     ///
     /// # Errors
-    /// [`PandaError::Store`].
+    /// [`PandaError::Store`]: as [`create`](Self::create), and `OtherKey` when a document of this id is here with another key;
+    /// nothing of the ticket is kept then.
     pub async fn open(&self, ticket: DocumentTicket) -> Result<Document, PandaError> {
         let record = DocumentRecord { document: ticket.document(), key: ticket.key().clone() };
         let document = self.open_record(record).await?;
@@ -154,7 +168,7 @@ impl PandaNetwork {
     /// Opens a document that this node has had open before; no ticket is needed for it.
     ///
     /// # Errors
-    /// [`PandaError::UnknownDocument`], [`PandaError::Store`].
+    /// [`PandaError::UnknownDocument`]; [`PandaError::Store`] as [`create`](Self::create).
     pub async fn reopen(&self, document: DocumentId) -> Result<Document, PandaError> {
         let records = self.node.store.documents().await?;
         let record = records.into_iter().find(|record| record.document == document);
@@ -162,10 +176,10 @@ impl PandaNetwork {
     }
 
     /// Closes a document: its subscriptions end, peers are told, and those that share no other open document are not dialled
-    /// any more. What is stored stays, and it can be opened again.
+    /// any more. What is stored stays, and it can be opened again. Nothing happens when it is not open.
     ///
     /// # Errors
-    /// None at present.
+    /// Never at present.
     pub async fn close(&self, document: DocumentId) -> Result<(), PandaError> {
         self.node.documents.close(&document);
         self.node.on_document_closed(&document);
@@ -246,26 +260,32 @@ impl PandaNetwork {
         self.node.transport.stats()
     }
 
-    /// Dials everybody at once and waits until the own operations that are queued were acknowledged by a first peer, or
-    /// nobody has answered for ten seconds. Returns how many were acknowledged meanwhile.
+    /// Dials everybody at once and waits until the own operations that are queued now were acknowledged by a first peer, or
+    /// ten seconds passed in which none was. Returns how many were. At once when there is nobody to wait for: offline on
+    /// purpose, or without a known peer.
     ///
     /// # Errors
-    /// None at present.
+    /// Never; other implementations of [`NetworkInterface`](crate::NetworkInterface) may fail.
     pub async fn process_queued_operations(&self) -> Result<usize, PandaError> {
-        let documents = self.node.documents.all();
-        let before = pending(&documents);
+        let queued = self.node.documents.queued();
         self.node.connections.retry_now();
-        if before > 0 && *self.connection_state().borrow() != ConnectionState::Idle {
-            let deadline = Instant::now() + CONNECT_DEADLINE;
-            let emptied = async {
-                for document in &documents {
-                    // An error means that the document is gone, and nothing is queued in it.
-                    let _ = document.watch_status().wait_for(|status| status.pending == 0).await;
-                }
-            };
-            let _ = timeout_at(deadline, emptied).await;
+        #[cfg(feature = "bridge")]
+        self.node.bridge.iter().for_each(crate::bridge::Bridge::retry_now);
+        let nobody = |state: &ConnectionState| match state {
+            ConnectionState::Offline => true,
+            ConnectionState::Idle => !self.node.has_bridge(),
+            ConnectionState::Connecting | ConnectionState::Connected { .. } => false,
+        };
+        let mut state = self.connection_state();
+        if !queued.is_empty() {
+            tokio::select! {
+                biased;
+                // An error means that the node ended.
+                _ = state.wait_for(nobody) => {}
+                () = queued.drain(CONNECT_DEADLINE) => {}
+            }
         }
-        Ok(before.saturating_sub(pending(&documents)))
+        Ok(queued.acknowledged())
     }
 
     /// Ends the node within about `deadline`: waits until connected peers have what is queued, says goodbye, closes the
@@ -323,8 +343,4 @@ impl PandaNetwork {
         bridge::open(&self.node, &open);
         Ok(Document { node: Arc::clone(&self.node), open })
     }
-}
-
-fn pending(documents: &[Arc<OpenDocument>]) -> usize {
-    documents.iter().map(|document| document.watch_status().borrow().pending).sum()
 }
