@@ -96,19 +96,25 @@ pub mod transport;
 pub mod transports;
 pub mod watch;
 
-pub use address::{Capabilities, PeerAddress};
+pub use address::{Capabilities, PeerAddress, TransportKind};
 pub use backoff::ReconnectionPolicy;
-pub use discovery::DiscoveryOptions;
+pub use discovery::policy::Refusal;
+pub use discovery::{DiscoveryOptions, Source};
 pub use documents::{DocumentEvent, DocumentStatus, PeerProgress, PresenceChange, Receipt, StartFrom, Subscription};
 pub use ids::{DocumentId, DocumentKey, OperationId, PeerId};
-pub use network_interface::{ConnectionState, NetworkError, NetworkInterface, NetworkMessage};
+pub use network_interface::{
+    ConnectionState, ConnectionStateWatch, NetworkError, NetworkInterface, NetworkMessage, OperationStream,
+};
+#[cfg(feature = "bridge")]
+pub use nodes::P2pandaNode;
 pub use operation::Operation;
 pub use panda_network::{
     Document, EventsMissed, InMemoryHub, InMemoryNetwork, NetworkEvent, NetworkEvents, PandaError, PandaNetwork,
     PandaNetworkOptions, Presence,
 };
-pub use store::{Durability, StoredOperation};
+pub use store::{Durability, Position, StoreError, StoredOperation};
 pub use ticket::DocumentTicket;
+pub use transport::PathKind;
 
 /// Compiles what the README shows.
 #[cfg(doctest)]
