@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use panda_network::address::DocumentTicket;
+use panda_network::DocumentTicket;
 use panda_network::ids::PeerId;
 use panda_network::nodes::{P2pandaNetworkId, P2pandaNode};
 use panda_network::{Document, DocumentEvent, PandaNetwork, PandaNetworkOptions, StartFrom, Subscription};

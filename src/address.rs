@@ -1,4 +1,4 @@
-//! Where a peer can be reached, said and signed by the peer itself, and the ticket that invites to a document.
+//! Where a peer can be reached, said and signed by the peer itself.
 //!
 //! Cold records: CBOR by ciborium, bounded before and after decoding, no trailing bytes. Only signed records travel.
 
@@ -8,19 +8,14 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::identity::Identity;
-use crate::ids::{DocumentId, DocumentKey, PeerId};
-use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, TICKET_MAX_CHARS, TICKET_MAX_PEERS, TICKET_MAX_RELAYS};
+use crate::ids::PeerId;
+use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, TICKET_MAX_CHARS, TICKET_MAX_RELAYS};
+use crate::ticket::TICKET_VERSION;
 
 /// Domain separation of the signature under a peer address.
 const ADDRESS_CONTEXT: &[u8] = b"panda-network/1 peer address";
-/// What a ticket's text starts with.
-const TICKET_PREFIX: &str = "panda:";
-/// Version of the ticket's encoding.
-const TICKET_VERSION: u8 = 1;
 /// Longest relay in a ticket or record, in bytes: the longest DNS name, a port and a key.
-const RELAY_MAX_BYTES: usize = 320;
-/// Bytes of the checksum at the end of a ticket.
-const CHECKSUM_BYTES: usize = 4;
+pub(crate) const RELAY_MAX_BYTES: usize = 320;
 
 /// A ticket or an address record is damaged or not acceptable. Whoever gave it to us erred.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -129,7 +124,7 @@ pub struct PeerAddress {
 
 /// How a `PeerAddress` is encoded: a CBOR array.
 #[derive(Serialize, Deserialize)]
-struct AddressWire(
+pub(crate) struct AddressWire(
     serde_bytes::ByteArray<32>,
     Vec<(TransportKind, SocketAddr)>,
     Vec<String>,
@@ -220,7 +215,7 @@ impl PeerAddress {
         Self::from_wire(decode_cbor(bytes)?)
     }
 
-    fn to_wire(&self) -> AddressWire {
+    pub(crate) fn to_wire(&self) -> AddressWire {
         AddressWire(
             (*self.peer_id.as_bytes()).into(),
             self.addresses.clone(),
@@ -231,7 +226,7 @@ impl PeerAddress {
         )
     }
 
-    fn from_wire(wire: AddressWire) -> Result<Self, AddressError> {
+    pub(crate) fn from_wire(wire: AddressWire) -> Result<Self, AddressError> {
         let AddressWire(peer_id, addresses, relays, capabilities, timestamp_us, signature) = wire;
         check_count("addresses", addresses.len(), PEER_ADDRESS_MAX_ADDRESSES)?;
         check_relays(&relays)?;
@@ -252,118 +247,7 @@ impl PeerAddress {
     }
 }
 
-/// An invitation to a document: what to open, the secret to open it with, and where to find the others.
-///
-/// Its text, `panda:<base32>`, is the capability: who has it can read and write. The secret is not in `Debug`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DocumentTicket {
-    document: DocumentId,
-    key: DocumentKey,
-    peers: Vec<PeerAddress>,
-    relays: Vec<String>,
-}
-
-/// How a ticket is encoded: a CBOR array.
-#[derive(Serialize, Deserialize)]
-struct TicketWire(serde_bytes::ByteArray<16>, serde_bytes::ByteArray<32>, Vec<AddressWire>, Vec<String>);
-
-impl DocumentTicket {
-    /// A ticket for a document, without peers.
-    pub fn new(document: DocumentId, key: DocumentKey) -> Self {
-        Self { document, key, peers: Vec::new(), relays: Vec::new() }
-    }
-
-    /// Adds peers to dial, at most 8; the rest is left out.
-    pub fn with_peers(mut self, peers: impl IntoIterator<Item = PeerAddress>) -> Self {
-        self.peers.extend(peers);
-        self.peers.truncate(TICKET_MAX_PEERS);
-        self
-    }
-
-    /// Adds relays (`host` or `host:port`) where the peers can be found, at most 4 of at most 320 bytes; the rest is left out.
-    pub fn with_relays(mut self, relays: impl IntoIterator<Item = String>) -> Self {
-        self.relays.extend(relays.into_iter().filter(|relay| relay.len() <= RELAY_MAX_BYTES));
-        self.relays.truncate(TICKET_MAX_RELAYS);
-        self
-    }
-
-    /// The document.
-    pub fn document(&self) -> DocumentId {
-        self.document
-    }
-
-    /// Its secret.
-    pub fn key(&self) -> &DocumentKey {
-        &self.key
-    }
-
-    /// Peers to dial.
-    pub fn peers(&self) -> &[PeerAddress] {
-        &self.peers
-    }
-
-    /// Relays where the peers can be found.
-    pub fn relays(&self) -> &[String] {
-        &self.relays
-    }
-}
-
-impl std::fmt::Display for DocumentTicket {
-    /// `panda:` and lower-case base32 of version, CBOR and checksum.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let wire = TicketWire(
-            (*self.document.as_uuid().as_bytes()).into(),
-            (*self.key.as_bytes()).into(),
-            self.peers.iter().map(PeerAddress::to_wire).collect(),
-            self.relays.clone(),
-        );
-        let mut bytes = vec![TICKET_VERSION];
-        bytes.extend(encode_cbor(&wire));
-        bytes.extend_from_slice(&checksum(&bytes));
-        let text = data_encoding::BASE32_NOPAD.encode(&bytes).to_ascii_lowercase();
-        write!(f, "{TICKET_PREFIX}{text}")
-    }
-}
-
-impl std::str::FromStr for DocumentTicket {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        let text = text.trim();
-        if text.len() > TICKET_MAX_CHARS {
-            return Err(AddressError::TooLong { actual: text.len(), limit: TICKET_MAX_CHARS });
-        }
-        let encoded = text
-            .strip_prefix(TICKET_PREFIX)
-            .ok_or_else(|| AddressError::NotATicket(text.chars().take(12).collect()))?;
-        let bytes = data_encoding::BASE32_NOPAD
-            .decode(encoded.to_ascii_uppercase().as_bytes())
-            .map_err(|_| AddressError::Damaged("not base32"))?;
-        let (bytes, sum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(AddressError::Damaged("too short"))?;
-        if checksum(bytes) != *sum {
-            return Err(AddressError::Damaged("the checksum does not match"));
-        }
-        match bytes.split_first() {
-            Some((&TICKET_VERSION, cbor)) => decode_ticket(decode_cbor(cbor)?),
-            Some((&version, _)) => Err(AddressError::UnknownVersion(version)),
-            None => Err(AddressError::Damaged("too short")),
-        }
-    }
-}
-
-fn decode_ticket(wire: TicketWire) -> Result<DocumentTicket, AddressError> {
-    let TicketWire(document, key, peers, relays) = wire;
-    check_count("peers", peers.len(), TICKET_MAX_PEERS)?;
-    check_relays(&relays)?;
-    Ok(DocumentTicket {
-        document: DocumentId::from_uuid(uuid::Uuid::from_bytes(*document)),
-        key: DocumentKey::from_bytes(*key),
-        peers: peers.into_iter().map(PeerAddress::from_wire).collect::<Result<_, _>>()?,
-        relays,
-    })
-}
-
-fn check_relays(relays: &[String]) -> Result<(), AddressError> {
+pub(crate) fn check_relays(relays: &[String]) -> Result<(), AddressError> {
     check_count("relays", relays.len(), TICKET_MAX_RELAYS)?;
     match relays.iter().any(|relay| relay.len() > RELAY_MAX_BYTES) {
         true => Err(AddressError::Damaged("a relay name is too long")),
@@ -371,17 +255,11 @@ fn check_relays(relays: &[String]) -> Result<(), AddressError> {
     }
 }
 
-fn check_count(what: &'static str, actual: usize, limit: usize) -> Result<(), AddressError> {
+pub(crate) fn check_count(what: &'static str, actual: usize, limit: usize) -> Result<(), AddressError> {
     if actual > limit { Err(AddressError::TooMany { what, actual, limit }) } else { Ok(()) }
 }
 
-fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    let mut sum = [0; CHECKSUM_BYTES];
-    sum.copy_from_slice(&blake3::hash(bytes).as_bytes()[..CHECKSUM_BYTES]);
-    sum
-}
-
-fn encode_cbor(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn encode_cbor(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::new();
     // Writing our own records to a Vec cannot fail.
     let _ = ciborium::into_writer(value, &mut bytes);
@@ -389,7 +267,7 @@ fn encode_cbor(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// Decodes one record and nothing after it. The caller bounded the length of `bytes`.
-fn decode_cbor<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, AddressError> {
+pub(crate) fn decode_cbor<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, AddressError> {
     if bytes.len() > TICKET_MAX_CHARS {
         return Err(AddressError::TooLong { actual: bytes.len(), limit: TICKET_MAX_CHARS });
     }
@@ -402,36 +280,6 @@ fn decode_cbor<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, AddressE
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ticket() -> DocumentTicket {
-        let alice = Identity::from_seed(&[1; 32]);
-        let address =
-            PeerAddress::sign(&alice, vec![(TransportKind::Quic, "192.0.2.1:7000".parse().unwrap())], Vec::new(), 5)
-                .unwrap();
-        DocumentTicket::new(DocumentId::from_uuid(uuid::Uuid::from_u128(7)), DocumentKey::from_bytes([3; 32]))
-            .with_peers([address])
-            .with_relays(["relay.example.org".into()])
-    }
-
-    #[test]
-    fn a_ticket_survives_its_text_form() {
-        let text = ticket().to_string();
-        assert_eq!(text.parse::<DocumentTicket>().unwrap(), ticket());
-        assert_eq!(format!("  {text}\n").parse::<DocumentTicket>().unwrap(), ticket());
-        assert!(text.len() < 500, "a ticket fits a QR code: {} characters", text.len());
-    }
-
-    #[test]
-    fn no_single_changed_character_and_no_truncation_is_accepted() {
-        let text = ticket().to_string();
-        for index in 0..text.len() {
-            let mut damaged = text.clone().into_bytes();
-            damaged[index] = if damaged[index] == b'a' { b'b' } else { b'a' };
-            let damaged = String::from_utf8(damaged).unwrap();
-            assert!(damaged.parse::<DocumentTicket>().is_err(), "character {index}");
-            assert!(text[..index].parse::<DocumentTicket>().is_err(), "cut at {index}");
-        }
-    }
 
     #[test]
     fn an_address_signed_by_another_peer_is_refused() {
@@ -454,13 +302,5 @@ mod tests {
         let mut more = address;
         more.capabilities = later.with(Capabilities::DISCOVERY);
         assert!(matches!(PeerAddress::decode(&more.encode()), Err(AddressError::WrongSignature(_))));
-    }
-
-    #[test]
-    fn a_ticket_of_a_later_version_says_so() {
-        let mut bytes = vec![9, 1, 2];
-        bytes.extend(checksum(&bytes));
-        let text = format!("panda:{}", data_encoding::BASE32_NOPAD.encode(&bytes));
-        assert_eq!(text.parse::<DocumentTicket>(), Err(AddressError::UnknownVersion(9)));
     }
 }

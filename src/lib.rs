@@ -45,7 +45,7 @@
 //! | 3 | adapters, and tools of the runtime | [`storage`], [`transports`], `sim`, [`watch`] |
 //! | 2 | pure protocol machines | [`nat`], [`rendezvous`], [`sync`] |
 //! | 1 | ports | [`net`], [`network_interface`], `nodes`, [`store`], [`transport`] |
-//! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`cbor`], [`clock`], [`error`] |
+//! | 0 | vocabulary | [`ids`], [`identity`], [`address`], [`operation`], [`frame`], [`limits`], [`backoff`], [`cbor`], [`clock`], [`ticket`], [`error`] |
 //!
 //! # Features
 //!
@@ -91,22 +91,30 @@ pub mod sim;
 pub mod storage;
 pub mod store;
 pub mod sync;
+pub mod ticket;
 pub mod transport;
 pub mod transports;
 pub mod watch;
 
-pub use address::{Capabilities, DocumentTicket, PeerAddress};
+pub use address::{Capabilities, PeerAddress, TransportKind};
 pub use backoff::ReconnectionPolicy;
-pub use discovery::DiscoveryOptions;
+pub use discovery::policy::Refusal;
+pub use discovery::{DiscoveryOptions, Source};
 pub use documents::{DocumentEvent, DocumentStatus, PeerProgress, PresenceChange, Receipt, StartFrom, Subscription};
 pub use ids::{DocumentId, DocumentKey, OperationId, PeerId};
-pub use network_interface::{ConnectionState, NetworkError, NetworkInterface, NetworkMessage};
+pub use network_interface::{
+    ConnectionState, ConnectionStateWatch, NetworkError, NetworkInterface, NetworkMessage, OperationStream,
+};
+#[cfg(feature = "bridge")]
+pub use nodes::P2pandaNode;
 pub use operation::Operation;
 pub use panda_network::{
     Document, EventsMissed, InMemoryHub, InMemoryNetwork, NetworkEvent, NetworkEvents, PandaError, PandaNetwork,
     PandaNetworkOptions, Presence,
 };
-pub use store::{Durability, StoredOperation};
+pub use store::{Durability, Position, StoreError, StoredOperation};
+pub use ticket::DocumentTicket;
+pub use transport::PathKind;
 
 /// Compiles what the README shows.
 #[cfg(doctest)]

@@ -54,6 +54,9 @@ pub enum NetworkError {
     /// The node was shut down.
     #[error("the node was shut down")]
     ShutDown,
+    /// Anything else that the implementation says, with who erred.
+    #[error("{0}")]
+    Other(String),
 }
 
 impl From<StoreError> for NetworkError {
@@ -68,6 +71,9 @@ impl From<StoreError> for NetworkError {
 /// Operations of one document, one after the other.
 pub trait OperationStream: Send {
     /// The next operation, waiting for it; `None` after shutdown. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`NetworkError::Store`] when it cannot be read; the next call tries again.
     fn next(&mut self) -> BoxFuture<'_, Option<Result<NetworkMessage, NetworkError>>>;
 }
 
@@ -82,6 +88,10 @@ pub trait ConnectionStateWatch: Send {
 /// A network that brings operations to the other editors of a document.
 pub trait NetworkInterface: Send + Sync {
     /// Publishes an operation. When it resolves the operation is durable and queued for every peer, online or not.
+    ///
+    /// # Errors
+    /// [`NetworkError::UnknownDocument`] when the document is not open, [`NetworkError::Store`] when it cannot be stored (the
+    /// queue or the disk is full, the payload is too large), [`NetworkError::ShutDown`]. Nothing was published then.
     fn broadcast_operation(
         &self,
         document: DocumentId,
@@ -89,6 +99,10 @@ pub trait NetworkInterface: Send + Sync {
     ) -> BoxFuture<'_, Result<OperationId, NetworkError>>;
 
     /// All operations of a document from now on, of this node and of others, in this node's order, each once.
+    ///
+    /// # Errors
+    /// [`NetworkError::UnknownDocument`] when the document is not open, [`NetworkError::Store`] when it cannot be read,
+    /// [`NetworkError::ShutDown`].
     fn subscribe_to_operations(
         &self,
         document: DocumentId,
@@ -100,8 +114,12 @@ pub trait NetworkInterface: Send + Sync {
     /// Goes offline on purpose (connections are closed, operations queue up) or online again.
     fn set_connected(&self, connected: bool) -> BoxFuture<'_, ()>;
 
-    /// Tries every known peer at once instead of waiting for the next attempt, and returns how many own operations were
-    /// acknowledged by a first peer meanwhile. Returns when the queue is empty or nobody answers.
+    /// Tries every known peer at once instead of waiting for the next attempt, and returns how many of the own operations that
+    /// were queued at the call were acknowledged by a first peer meanwhile. Returns when all were, when nobody acknowledges any
+    /// for ten seconds, or at once when offline or without a known peer.
+    ///
+    /// # Errors
+    /// `PandaNetwork` and `InMemoryNetwork` never fail here; after shutdown they return 0. Others may.
     fn process_queued_operations(&self) -> BoxFuture<'_, Result<usize, NetworkError>>;
 
     /// Whether anybody is connected, now and later.

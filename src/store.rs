@@ -23,7 +23,9 @@ pub enum Durability {
     /// everything that is published meanwhile.
     #[default]
     Power,
-    /// The death of the process, not that of the machine: after a power cut the last moments may be missing.
+    /// The death of the process, not that of the machine: after a power cut the last moments may be missing. Sequence numbers
+    /// that peers have seen by then are used twice, so that these peers freeze this node's log ([`StoreError::OwnLogFrozen`])
+    /// and take nothing more of it.
     Process,
 }
 
@@ -196,6 +198,9 @@ pub enum StoreError {
     /// The document was not put into the store before. The caller erred.
     #[error("document {0:?} is not in the store")]
     UnknownDocument(LogId),
+    /// A document with this id is here, with another key: the ticket is not one of this document. Who made it erred.
+    #[error("document {0:?} is here with another key; the ticket is for another document, or was forged")]
+    OtherKey(DocumentId),
     /// As many documents are open as may be. The caller erred.
     #[error("{limit} documents are open, as many as may be; close one first")]
     TooManyDocuments {
@@ -248,7 +253,8 @@ pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 /// What the services keep. Every read is bounded by the caller; every write is one transaction.
 pub trait Store: Send + Sync + std::fmt::Debug {
     /// Puts a document into the store, or finds it there, and says what is known of it. From that state on, `observer` hears
-    /// of everything that is stored in it; it takes the place of an earlier one.
+    /// of everything that is stored in it; it takes the place of an earlier one. A document that is there with another key is
+    /// refused ([`StoreError::OtherKey`]).
     fn open_document(
         &self,
         record: DocumentRecord,

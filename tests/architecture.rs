@@ -9,7 +9,20 @@ use std::path::{Path, PathBuf};
 
 /// Which slices live on which floor. A slice uses its own floor's ports and whatever is below.
 const FLOORS: [&[&str]; 6] = [
-    &["address", "backoff", "cbor", "clock", "error", "extensions", "frame", "identity", "ids", "limits", "operation"],
+    &[
+        "address",
+        "backoff",
+        "cbor",
+        "clock",
+        "error",
+        "extensions",
+        "frame",
+        "identity",
+        "ids",
+        "limits",
+        "operation",
+        "ticket",
+    ],
     &["net", "network_interface", "nodes", "store", "transport"],
     &["encryption", "nat", "outbox", "rendezvous", "sync"],
     &["sim", "storage", "telemetry", "transports", "watch"],

@@ -2,10 +2,10 @@
 
 use tokio::sync::mpsc;
 
-use crate::address::DocumentTicket;
 use crate::ids::PeerId;
 use crate::limits::{RELAYS_PER_NODE, STUN_MAX_SERVERS};
 use crate::rendezvous::address::{HostPort, RelayAddress};
+use crate::ticket::DocumentTicket;
 use crate::transports::quic::QuicTransportOptions;
 
 /// Something that has just begun, for whoever shows progress.

@@ -13,11 +13,12 @@ use super::options::Step;
 use super::relays::in_order;
 use super::report::PeerFinding;
 use super::tools::Tools;
-use crate::address::{DocumentTicket, PeerAddress};
+use crate::address::PeerAddress;
 use crate::ids::{DocumentKey, PeerId};
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::doorkeeper::{Doorkeeper, Proof, proof};
 use crate::sync::hello::PROTOCOL_VERSIONS;
+use crate::ticket::DocumentTicket;
 use crate::transport::{CloseReason, PathKind, PathReport, Transport, TransportError, TransportKind};
 use crate::transports::quic::{DialReport, Introduction, PathOutcome, QuicTransport, QuicTransportOptions, TriedPath};
 

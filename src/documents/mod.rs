@@ -22,6 +22,7 @@ mod link;
 mod open_document;
 mod outgoing;
 mod presence;
+mod queued;
 mod receipt;
 mod session;
 mod subscription;
@@ -29,6 +30,7 @@ mod subscription;
 pub use error::SessionError;
 pub use open_document::{DocumentStatus, OpenDocument, PeerProgress};
 pub use presence::PresenceError;
+pub use queued::Queued;
 pub use receipt::Receipt;
 pub use subscription::{DocumentEvent, PresenceChange, StartFrom, Subscription};
 
@@ -59,6 +61,8 @@ struct Registry {
     context: Arc<Context>,
     store: Arc<dyn Store>,
     open: Mutex<BTreeMap<DocumentId, Arc<OpenDocument>>>,
+    /// Held while one is opened: two at once would put two observers of one document into the store, which keeps the later.
+    opening: tokio::sync::Mutex<()>,
     changed: watch::Sender<u64>,
     address: watch::Sender<Option<PeerAddress>>,
     goodbye: watch::Sender<bool>,
@@ -104,6 +108,7 @@ impl Documents {
             context,
             store,
             open: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
             changed: watch::Sender::new(0),
             address: watch::Sender::new(None),
             goodbye: watch::Sender::new(false),
@@ -112,14 +117,16 @@ impl Documents {
         (Self { registry: Arc::new(registry) }, learned_receiver)
     }
 
-    /// Opens a document, or finds it open.
+    /// Opens a document, or finds it open. One after the other.
     ///
     /// # Errors
-    /// [`StoreError`]; with as many documents open as may be, [`StoreError::TooManyDocuments`].
+    /// [`StoreError`]: `TooManyDocuments` with as many open as may be, `OtherKey` when one of this id is here with another key.
     pub async fn open(&self, record: DocumentRecord) -> Result<Arc<OpenDocument>, StoreError> {
         let registry = &self.registry;
-        if let Some(document) = registry.open().get(&record.document) {
-            return Ok(Arc::clone(document));
+        let _one_at_a_time = registry.opening.lock().await;
+        if let Some(document) = self.get(&record.document) {
+            let same = document.record().key == record.key;
+            return if same { Ok(document) } else { Err(StoreError::OtherKey(record.document)) };
         }
         if registry.open().len() >= MAX_OPEN_DOCUMENTS {
             return Err(StoreError::TooManyDocuments { limit: MAX_OPEN_DOCUMENTS });
@@ -128,7 +135,6 @@ impl Documents {
         let Context { identity, clock, .. } = &*registry.context;
         let store = Arc::clone(&registry.store);
         let opened = OpenDocument::open(record, identity.clone(), store, clock.clone()).await?;
-        // Two tasks may have opened it at once: the store listens to the later one, which is the one to keep.
         registry.open().insert(id, Arc::clone(&opened));
         registry.changed.send_modify(|version| *version += 1);
         Ok(opened)
@@ -184,6 +190,11 @@ impl Documents {
     /// Tells every connected peer that this node is about to leave on purpose, or that it stays after all.
     pub fn set_goodbye(&self, goodbye: bool) {
         self.registry.goodbye.send_replace(goodbye);
+    }
+
+    /// The own operations of all open documents that wait for a first peer now.
+    pub fn queued(&self) -> Queued {
+        Queued::new(self.all())
     }
 
     /// Waits until connected peers acknowledged every own operation that is queued, at most `deadline`.

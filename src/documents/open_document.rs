@@ -270,6 +270,11 @@ impl OpenDocument {
         self.newest.subscribe()
     }
 
+    /// Becomes true when the document is closed.
+    pub(super) fn watch_closed(&self) -> watch::Receiver<bool> {
+        self.closed.subscribe()
+    }
+
     /// Changes whenever a peer's progress does.
     pub(super) fn watch_progress(&self) -> watch::Receiver<u64> {
         self.progress.subscribe()
@@ -401,13 +406,17 @@ impl OpenDocument {
         live.peers.iter().map(progress).collect()
     }
 
+    /// How many own operations there are, and how many of them some peer has, from the first on.
+    pub(super) fn own(&self) -> (usize, usize) {
+        self.live().own(&self.node)
+    }
+
     fn refresh_status(&self) {
         let live = self.live();
-        let counted = |seq_num: Option<SeqNum>| seq_num.map_or(0, |seq_num| seq_num as usize + 1);
-        let own = counted(live.heads.get(&self.node).map(|head| head.seq_num));
+        let (own, delivered) = live.own(&self.node);
         let status = DocumentStatus {
             peers: live.peers.values().filter(|peer| peer.sessions > 0).count(),
-            pending: own.saturating_sub(counted(live.delivered)),
+            pending: own.saturating_sub(delivered),
             missing: live.peers.values().map(|peer| peer.missing as usize).max().unwrap_or(0),
             last_sync_us: live.last_sync_us,
             frozen: live.frozen.iter().copied().collect(),
@@ -440,6 +449,11 @@ impl Live {
             unconfirmed: false,
             last_sync_us: None,
         }
+    }
+
+    fn own(&self, node: &PeerId) -> (usize, usize) {
+        let counted = |seq_num: Option<SeqNum>| seq_num.map_or(0, |seq_num| seq_num as usize + 1);
+        (counted(self.heads.get(node).map(|head| head.seq_num)), counted(self.delivered))
     }
 
     fn push(&mut self, stored: &StoredOperation) {

@@ -95,13 +95,13 @@ pub const PRESENCE_MAX_PEERS: usize = 256;
 /// Addresses in one `PeerAddress`. More: decoding fails.
 pub const PEER_ADDRESS_MAX_ADDRESSES: usize = 20;
 
-/// Peers in one ticket. More: decoding fails.
+/// Peers in one ticket. More: left out when it is made, decoding fails.
 pub const TICKET_MAX_PEERS: usize = 8;
 
-/// Relays in one ticket. More: decoding fails.
+/// Relays in one ticket. More: left out when it is made, decoding fails.
 pub const TICKET_MAX_RELAYS: usize = 4;
 
-/// Longest ticket text, in characters. Longer: refused before it is decoded.
+/// Longest ticket text, in characters. Longer: peers are left out when it is made, and it is refused before it is decoded.
 pub const TICKET_MAX_CHARS: usize = 8192;
 
 /// Addresses of other peers that a session passes on. More: the least recently heard of are left out.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Node, PandaError};
-use crate::address::DocumentTicket;
 use crate::documents::{DocumentStatus, OpenDocument, PeerProgress, Receipt, StartFrom, Subscription};
 use crate::ids::{DocumentId, PeerId};
 use crate::limits::TICKET_MAX_PEERS;
 use crate::operation::SeqNum;
+use crate::ticket::DocumentTicket;
 use crate::watch;
 
 /// Name of the cursor that `subscribe` uses.
@@ -28,11 +28,11 @@ impl Document {
         self.open.record().document
     }
 
-    /// An invitation to this document: this node's addresses of now, and those of other peers that share it.
-    /// Whoever has it can read and write the document.
+    /// An invitation to this document: this node's addresses and relays of now, and up to 7 signed records of other peers that
+    /// share it, fewer when they would make its text longer than 8,192 characters. Whoever has it can read and write the document.
     ///
     /// # Errors
-    /// [`PandaError::Store`] when the known peers cannot be read.
+    /// [`PandaError::Store`] when the known peers cannot be read, [`PandaError::Address`] when this node's record cannot be made.
     pub async fn ticket(&self) -> Result<DocumentTicket, PandaError> {
         let record = self.open.record();
         let others = self.open.known_peers().await?;
@@ -48,8 +48,9 @@ impl Document {
     /// which they were first polled.
     ///
     /// # Errors
-    /// [`PandaError::Store`]: `QueueFull`, `DiskFull`, a payload over the limit. Nothing was published then. Dropping the future
-    /// early may still publish.
+    /// [`PandaError::Store`]: `QueueFull`, `DiskFull`, `Operation` for a payload over the limit; `Restored` until a peer was asked
+    /// ([`confirm_restored`](Self::confirm_restored)); `OwnLogFrozen` when this node's key signed two operations in one place;
+    /// `Closed` after the node ended. Nothing was published then. Dropping the future early may still publish.
     pub async fn publish(&self, payload: impl Into<Bytes>) -> Result<Receipt, PandaError> {
         Ok(self.open.publish(payload.into()).await?)
     }

@@ -60,7 +60,7 @@ impl From<PandaError> for NetworkError {
             | PandaError::Address(_)
             | PandaError::Relay { .. }
             | PandaError::Presence(_)
-            | PandaError::Identity(_) => Self::Store(StoreError::Io(error.to_string())),
+            | PandaError::Identity(_) => Self::Other(error.to_string()),
         }
     }
 }

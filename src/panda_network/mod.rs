@@ -1,15 +1,14 @@
 //! The node: the composition root, the one place that knows every adapter, and the handles that an editor holds.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use rand::{RngCore, SeedableRng};
+use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 mod addresses;
 mod asking;
@@ -22,6 +21,10 @@ mod events;
 mod in_memory;
 mod interface;
 mod options;
+mod start;
+#[cfg(test)]
+#[cfg(feature = "sim")]
+mod tests;
 
 pub use document::{Document, Presence};
 pub use error::PandaError;
@@ -29,31 +32,26 @@ pub use events::{EventsMissed, NetworkEvent, NetworkEvents};
 pub use in_memory::{InMemoryHub, InMemoryNetwork};
 pub use options::PandaNetworkOptions;
 
-use crate::address::{AddressError, Capabilities, DocumentTicket, PeerAddress};
+use crate::address::{AddressError, Capabilities, PeerAddress};
 use crate::clock::Clock;
 use crate::connections::Connections;
 use crate::discovery::lan::LanCounters;
 use crate::discovery::topics::TopicDiscovery;
-use crate::discovery::{Finds, Found, Source};
-use crate::documents::{Documents, OpenDocument};
+use crate::discovery::{Found, Source};
+use crate::documents::Documents;
 use crate::identity::Identity;
 use crate::ids::{DocumentId, DocumentKey, PeerId};
 use crate::limits::CONNECT_DEADLINE;
 use crate::network_interface::ConnectionState;
 use crate::rendezvous::address::RelayAddress;
-use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{DocumentRecord, Heard, Store, StoreError};
-use crate::sync::hello::PROTOCOL_VERSIONS;
+use crate::ticket::DocumentTicket;
 use crate::transport::{ConnectionInfo, ConnectionStats, PathReport, Transport, TransportStats};
 use crate::transports::quic::{QuicTransport, SocketStats};
 use crate::transports::relay_client::RelayState;
 use crate::watch;
 
-use discovery::{Admission, Discovery, Handler};
-use events::Events;
-
-/// File of the node's key in its data directory.
-const IDENTITY_FILE: &str = "identity";
+use discovery::Discovery;
 
 /// How long a shutdown waits for peers to close after they were told goodbye.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
@@ -107,6 +105,15 @@ impl Node {
         PeerAddress::sign_capable(&self.identity, addresses, relays, capabilities, self.clock.now_us())
     }
 
+    /// Whether Nodes may take operations when no peer is known.
+    fn has_bridge(&self) -> bool {
+        #[cfg(feature = "bridge")]
+        let has_bridge = self.bridge.is_some();
+        #[cfg(not(feature = "bridge"))]
+        let has_bridge = false;
+        has_bridge
+    }
+
     fn stop_tasks(&self) {
         self.ended.store(true, Ordering::Release);
         // Dropping the set aborts its tasks.
@@ -125,111 +132,7 @@ impl Node {
     }
 }
 
-/// What differs between a real and a simulated node.
-struct World {
-    identity: Identity,
-    clock: Clock,
-    random: ChaCha20Rng,
-    inline: bool,
-}
-
-impl World {
-    fn of(options: &mut PandaNetworkOptions) -> Result<Self, PandaError> {
-        #[cfg(feature = "sim")]
-        if let Some(simulation) = options.simulation.take() {
-            return Self::simulated(options, simulation);
-        }
-        let identity = Identity::load_or_create(&options.data_dir.join(IDENTITY_FILE))?;
-        Ok(Self { identity, clock: Clock::system(), random: ChaCha20Rng::from_os_rng(), inline: false })
-    }
-
-    #[cfg(feature = "sim")]
-    fn simulated(options: &mut PandaNetworkOptions, simulation: options::Simulation) -> Result<Self, PandaError> {
-        use crate::transport::TransportError;
-        let options::Simulation { host, port, seed } = simulation;
-        let address = SocketAddr::new(host.ip(), port);
-        let socket = host.bind(port).map_err(|error| TransportError::Bind { address, reason: error.to_string() })?;
-        let network = host.network().clone();
-        options.quic = options.quic.clone().with_socket(socket).with_network(Arc::new(host)).with_rng_seed(seed);
-        Ok(Self {
-            identity: Identity::from_seed(&seed),
-            clock: Clock::new(move || u64::try_from(network.now().as_micros()).unwrap_or(u64::MAX)),
-            random: ChaCha20Rng::from_seed(seed),
-            inline: true,
-        })
-    }
-}
-
 impl PandaNetwork {
-    /// Starts a node: makes or reads its identity and store, listens, and waits for documents to be opened.
-    ///
-    /// # Errors
-    /// [`PandaError`]: the directory is in use by another process, the identity or the database is damaged, the address is taken.
-    pub async fn start(mut options: PandaNetworkOptions) -> Result<Self, PandaError> {
-        make_directory(&options.data_dir)?;
-        let World { identity, clock, mut random, inline } = World::of(&mut options)?;
-        let storage = StorageOptions::new(&options.data_dir)
-            .with_durability(options.durability)
-            .with_outbox_limits(options.outbox.0, options.outbox.1)
-            .with_inline(inline)
-            .with_clock(clock.clone());
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
-        let relays = options.relays.iter().map(|relay| parse_relay(relay)).collect::<Result<Vec<_>, _>>()?;
-        let lan = options.quic.visible_network().filter(|_| options.discovery.lan);
-        let quic = options.quic.clone().with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays);
-        let quic = QuicTransport::start(&identity, quic)?;
-        let transport: Arc<dyn Transport> = Arc::new(quic.clone());
-        let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
-        let (finding, events) = (options.discovery.clone(), Arc::new(Events::new()));
-        quic.set_doorkeeper(Arc::new(Admission { documents: documents.clone(), options: finding.clone() }));
-        let (documents_of, events_of) = (documents.clone(), Arc::clone(&events));
-        let handler = Arc::new(Handler { documents: documents_of, options: finding.clone(), events: events_of });
-        #[cfg(feature = "bridge")]
-        let bridge = {
-            let parts = (Arc::clone(&store), Arc::new(quic.clone()) as _);
-            bridge::start(identity.peer_id(), &mut options, parts, &mut random)?
-        };
-        let connections = Connections::start(
-            identity.peer_id(),
-            Arc::clone(&transport),
-            options.reconnection,
-            handler,
-            random.next_u64(),
-        );
-        let (random, tasks) = (Mutex::new(random), Mutex::new(JoinSet::new()));
-        let (discovery, ended) = (Discovery::new(finding.clone(), events), AtomicBool::new(false));
-        let node = Arc::new(Node {
-            identity,
-            clock,
-            store,
-            transport,
-            quic,
-            documents,
-            connections,
-            discovery,
-            topics: OnceLock::new(),
-            #[cfg(feature = "bridge")]
-            bridge,
-            random,
-            tasks,
-            ended,
-        });
-        let (finds, found) = Finds::new();
-        if finding.topics {
-            // Set once: the node is new.
-            let _ = node.topics.set(asking::start(&node, &finding, finds.clone()));
-        }
-        node.documents.set_address(node.address()?);
-        let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.spawn(discovery::take_finds(Arc::downgrade(&node), found, learned));
-        if let Some(network) = lan {
-            discovery::look_in_lan(&node, &mut tasks, &*network, finds);
-        }
-        tasks.spawn(addresses::follow(Arc::downgrade(&node), finding.rendezvous));
-        drop(tasks);
-        Ok(Self { node })
-    }
-
     /// The public key of this node.
     pub fn node_id(&self) -> PeerId {
         self.node.identity.peer_id()
@@ -238,17 +141,19 @@ impl PandaNetwork {
     /// Makes a new document and opens it. Give its ticket to the others.
     ///
     /// # Errors
-    /// [`PandaError::Store`].
+    /// [`PandaError::Store`]: `TooManyDocuments` with 1,024 open, `DiskFull`, `Closed` after the node ended.
     pub async fn create(&self) -> Result<Document, PandaError> {
         let document = DocumentId::from_uuid(uuid::Builder::from_random_bytes(self.node.random_bytes()).into_uuid());
         let key = DocumentKey::from_bytes(self.node.random_bytes());
         self.open_record(DocumentRecord { document, key }).await
     }
 
-    /// Opens a document by its ticket and keeps its peers connected. Opening it again gives another handle.
+    /// Opens a document by its ticket and keeps its peers connected. Opening it again gives another handle, and adds the
+    /// ticket's peers.
     ///
     /// # Errors
-    /// [`PandaError::Store`].
+    /// [`PandaError::Store`]: as [`create`](Self::create), and `OtherKey` when a document of this id is here with another key;
+    /// nothing of the ticket is kept then.
     pub async fn open(&self, ticket: DocumentTicket) -> Result<Document, PandaError> {
         let record = DocumentRecord { document: ticket.document(), key: ticket.key().clone() };
         let document = self.open_record(record).await?;
@@ -263,7 +168,7 @@ impl PandaNetwork {
     /// Opens a document that this node has had open before; no ticket is needed for it.
     ///
     /// # Errors
-    /// [`PandaError::UnknownDocument`], [`PandaError::Store`].
+    /// [`PandaError::UnknownDocument`]; [`PandaError::Store`] as [`create`](Self::create).
     pub async fn reopen(&self, document: DocumentId) -> Result<Document, PandaError> {
         let records = self.node.store.documents().await?;
         let record = records.into_iter().find(|record| record.document == document);
@@ -271,10 +176,10 @@ impl PandaNetwork {
     }
 
     /// Closes a document: its subscriptions end, peers are told, and those that share no other open document are not dialled
-    /// any more. What is stored stays, and it can be opened again.
+    /// any more. What is stored stays, and it can be opened again. Nothing happens when it is not open.
     ///
     /// # Errors
-    /// None at present.
+    /// Never at present.
     pub async fn close(&self, document: DocumentId) -> Result<(), PandaError> {
         self.node.documents.close(&document);
         self.node.on_document_closed(&document);
@@ -355,26 +260,32 @@ impl PandaNetwork {
         self.node.transport.stats()
     }
 
-    /// Dials everybody at once and waits until the own operations that are queued were acknowledged by a first peer, or
-    /// nobody has answered for ten seconds. Returns how many were acknowledged meanwhile.
+    /// Dials everybody at once and waits until the own operations that are queued now were acknowledged by a first peer, or
+    /// ten seconds passed in which none was. Returns how many were. At once when there is nobody to wait for: offline on
+    /// purpose, or without a known peer.
     ///
     /// # Errors
-    /// None at present.
+    /// Never; other implementations of [`NetworkInterface`](crate::NetworkInterface) may fail.
     pub async fn process_queued_operations(&self) -> Result<usize, PandaError> {
-        let documents = self.node.documents.all();
-        let before = pending(&documents);
+        let queued = self.node.documents.queued();
         self.node.connections.retry_now();
-        if before > 0 && *self.connection_state().borrow() != ConnectionState::Idle {
-            let deadline = Instant::now() + CONNECT_DEADLINE;
-            let emptied = async {
-                for document in &documents {
-                    // An error means that the document is gone, and nothing is queued in it.
-                    let _ = document.watch_status().wait_for(|status| status.pending == 0).await;
-                }
-            };
-            let _ = timeout_at(deadline, emptied).await;
+        #[cfg(feature = "bridge")]
+        self.node.bridge.iter().for_each(crate::bridge::Bridge::retry_now);
+        let nobody = |state: &ConnectionState| match state {
+            ConnectionState::Offline => true,
+            ConnectionState::Idle => !self.node.has_bridge(),
+            ConnectionState::Connecting | ConnectionState::Connected { .. } => false,
+        };
+        let mut state = self.connection_state();
+        if !queued.is_empty() {
+            tokio::select! {
+                biased;
+                // An error means that the node ended.
+                _ = state.wait_for(nobody) => {}
+                () = queued.drain(CONNECT_DEADLINE) => {}
+            }
         }
-        Ok(before.saturating_sub(pending(&documents)))
+        Ok(queued.acknowledged())
     }
 
     /// Ends the node within about `deadline`: waits until connected peers have what is queued, says goodbye, closes the
@@ -432,24 +343,4 @@ impl PandaNetwork {
         bridge::open(&self.node, &open);
         Ok(Document { node: Arc::clone(&self.node), open })
     }
-}
-
-fn parse_relay(text: &str) -> Result<RelayAddress, PandaError> {
-    text.parse().map_err(|error| PandaError::Relay { text: text.to_owned(), error })
-}
-
-fn pending(documents: &[Arc<OpenDocument>]) -> usize {
-    documents.iter().map(|document| document.watch_status().borrow().pending).sum()
-}
-
-fn make_directory(path: &Path) -> Result<(), PandaError> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::DirBuilderExt;
-        builder.mode(0o700);
-    }
-    let made = builder.create(path);
-    made.map_err(|error| StoreError::Io(format!("cannot make the directory {}: {error}", path.display())).into())
 }

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::PandaError;
 use crate::backoff::ReconnectionPolicy;
 use crate::discovery::DiscoveryOptions;
 use crate::limits::{OUTBOX_MAX_BYTES, OUTBOX_MAX_OPERATIONS};
 #[cfg(feature = "bridge")]
 use crate::nodes::{P2pandaNetworkId, P2pandaNode};
+use crate::rendezvous::address::RelayAddress;
 use crate::store::Durability;
 use crate::transports::quic::QuicTransportOptions;
 
@@ -18,13 +20,23 @@ pub struct PandaNetworkOptions {
     pub(super) durability: Durability,
     pub(super) reconnection: ReconnectionPolicy,
     pub(super) outbox: (usize, u64),
-    pub(super) quic: QuicTransportOptions,
-    pub(super) relays: Vec<String>,
+    quic: QuicTransportOptions,
+    reach: Reach,
     pub(super) discovery: DiscoveryOptions,
     #[cfg(feature = "bridge")]
     pub(super) bridge: Vec<(P2pandaNetworkId, P2pandaNode)>,
     #[cfg(feature = "sim")]
     pub(super) simulation: Option<Simulation>,
+}
+
+/// What is set here about the transport: it counts, whether `with_quic` comes before or after. `None`: as in those options.
+#[derive(Debug, Clone, Default)]
+struct Reach {
+    listen: Option<SocketAddr>,
+    relays: Option<Vec<String>>,
+    relay_only: Option<bool>,
+    port_mapping: Option<bool>,
+    birthday_punching: Option<bool>,
 }
 
 /// Where a simulated node lives.
@@ -45,7 +57,7 @@ impl PandaNetworkOptions {
             reconnection: ReconnectionPolicy::new(),
             outbox: (OUTBOX_MAX_OPERATIONS, OUTBOX_MAX_BYTES),
             quic: QuicTransportOptions::new(),
-            relays: Vec::new(),
+            reach: Reach::default(),
             discovery: DiscoveryOptions::new(),
             #[cfg(feature = "bridge")]
             bridge: Vec::new(),
@@ -57,11 +69,13 @@ impl PandaNetworkOptions {
     /// Where to listen. Default: every address, IPv6 and IPv4, on a port of the system's choice. A fixed port lets old tickets
     /// work after a restart even when nobody was connected to hear of the new one.
     pub fn with_listen_address(mut self, address: SocketAddr) -> Self {
-        self.quic = self.quic.with_listen_address(address);
+        self.reach.listen = Some(address);
         self
     }
 
-    /// What a resolved publish survives. Default: power loss ([`Durability::Power`]).
+    /// What a resolved publish survives. Default: power loss ([`Durability::Power`]). With [`Durability::Process`] a power cut
+    /// may cost more than the last moments: this node uses sequence numbers twice, and peers that saw the first use freeze its
+    /// log for good.
     pub fn with_durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
@@ -84,30 +98,28 @@ impl PandaNetworkOptions {
     /// none; the relays of opened tickets are used in any case. With the key nobody can pose as the relay; without, whoever
     /// answers is taken, learns who meets whom, and still reads and forges nothing.
     pub fn with_relays<R: Into<String>>(mut self, relays: impl IntoIterator<Item = R>) -> Self {
-        self.relays = relays.into_iter().map(Into::into).collect();
+        self.reach.relays = Some(relays.into_iter().map(Into::into).collect());
         self
     }
 
     /// Only relayed paths: peers do not learn this node's addresses. Default: off. Needs a relay, and is slower.
     pub fn with_relay_only(mut self, relay_only: bool) -> Self {
-        self.quic = self.quic.with_relay_only(relay_only);
+        self.reach.relay_only = Some(relay_only);
         self
     }
 
     /// Ask the router to let a port in when this node is behind a NAT. Default: on. Off, or where the router refuses, peers behind
-    /// strict NATs reach this node through a relay only. Never done with [`with_relay_only`](Self::with_relay_only).
+    /// symmetric NATs reach this node through a relay only. Never done with [`with_relay_only`](Self::with_relay_only).
     pub fn with_port_mapping(mut self, port_mapping: bool) -> Self {
-        self.quic = self.quic.with_port_mapping(port_mapping);
+        self.reach.port_mapping = Some(port_mapping);
         self
     }
 
-    /// Birthday punching. Default: off. It helps a peer behind a symmetric NAT and one behind a NAT that lets in exact ports only, which are
-    /// relayed otherwise: after ten seconds the one opens up to 256 sockets, which take as many entries in its router's table for
-    /// a minute or more, and the other tries up to 1,024 ports, which takes as many in its own, in about five seconds. Shallow
-    /// tables of cheap routers overflow. Both have to opt in, one peer is tried at a time, and not again for a quarter of an hour.
-    /// It takes two relays at different addresses to know the NAT. Never done with [`with_relay_only`](Self::with_relay_only).
+    /// Birthday punching, between a symmetric and a port-restricted NAT. Default: off. It loads the routers of both:
+    /// [`QuicTransportOptions::with_birthday_punching`] says how. Both have to opt in, and it takes two relays at different
+    /// addresses to know the NAT. Never done with [`with_relay_only`](Self::with_relay_only).
     pub fn with_birthday_punching(mut self, birthday_punching: bool) -> Self {
-        self.quic = self.quic.with_birthday_punching(birthday_punching);
+        self.reach.birthday_punching = Some(birthday_punching);
         self
     }
 
@@ -127,10 +139,34 @@ impl PandaNetworkOptions {
         self
     }
 
-    /// Options of the QUIC transport; a listen address set here counts.
+    /// Options of the QUIC transport. Default: its own. What is set here by a method of its own (listen address, relays, relay-only,
+    /// port mapping, birthday punching) counts more, in whatever order; what peers learn while connecting is the node's, whatever
+    /// [`QuicTransportOptions::with_hello`] says.
     pub fn with_quic(mut self, options: QuicTransportOptions) -> Self {
         self.quic = options;
         self
+    }
+
+    /// The transport's options, with what was set here.
+    pub(super) fn transport(&self) -> Result<QuicTransportOptions, PandaError> {
+        let (mut quic, reach) = (self.quic.clone(), &self.reach);
+        if let Some(address) = reach.listen {
+            quic = quic.with_listen_address(address);
+        }
+        if let Some(relays) = &reach.relays {
+            let relays = relays.iter().map(|relay| parse_relay(relay)).collect::<Result<Vec<_>, _>>()?;
+            quic = quic.with_relays(relays);
+        }
+        if let Some(relay_only) = reach.relay_only {
+            quic = quic.with_relay_only(relay_only);
+        }
+        if let Some(port_mapping) = reach.port_mapping {
+            quic = quic.with_port_mapping(port_mapping);
+        }
+        if let Some(birthday_punching) = reach.birthday_punching {
+            quic = quic.with_birthday_punching(birthday_punching);
+        }
+        Ok(quic)
     }
 
     /// Runs the node on a simulated host instead of this machine: it listens on `port` of all addresses that the host has, its
@@ -140,5 +176,50 @@ impl PandaNetworkOptions {
     pub fn with_simulation(mut self, host: &crate::sim::SimHost, port: u16, seed: [u8; 32]) -> Self {
         self.simulation = Some(Simulation { host: host.clone(), port, seed });
         self
+    }
+}
+
+fn parse_relay(text: &str) -> Result<RelayAddress, PandaError> {
+    text.parse().map_err(|error| PandaError::Relay { text: text.to_owned(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(options: PandaNetworkOptions) -> PandaNetworkOptions {
+        options
+            .with_listen_address(([192, 0, 2, 1], 7000).into())
+            .with_relays(["relay.example.org"])
+            .with_relay_only(true)
+            .with_port_mapping(false)
+            .with_birthday_punching(true)
+    }
+
+    #[test]
+    fn what_is_set_here_counts_whether_the_options_of_quic_come_before_or_after() {
+        let quic = QuicTransportOptions::new().with_max_connections(7).with_rng_seed([1; 32]);
+        let relays = ["relay.example.org".parse().unwrap()];
+        let expected = quic
+            .clone()
+            .with_listen_address(([192, 0, 2, 1], 7000).into())
+            .with_relays(relays)
+            .with_relay_only(true)
+            .with_port_mapping(false)
+            .with_birthday_punching(true);
+        let new = || PandaNetworkOptions::new("never made");
+        for options in [set(new()).with_quic(quic.clone()), set(new().with_quic(quic.clone()))] {
+            let transport = options.transport().unwrap();
+            assert!(transport.visible_network().is_none(), "nobody hears of an address");
+            assert_eq!(format!("{transport:?}"), format!("{expected:?}"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_set_here_is_as_the_options_of_quic_say() {
+        let relays = ["relay.example.org".parse().unwrap()];
+        let quic = QuicTransportOptions::new().with_relays(relays).with_relay_only(true).with_port_mapping(false);
+        let transport = PandaNetworkOptions::new("never made").with_quic(quic.clone()).transport().unwrap();
+        assert_eq!(format!("{transport:?}"), format!("{quic:?}"));
     }
 }

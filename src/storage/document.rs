@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::columns::{number, peer_id};
-use crate::ids::{LogId, OperationId, PeerId};
+use crate::ids::{DocumentId, LogId, OperationId, PeerId};
 use crate::operation::{Head, Operation, SeqNum};
 use crate::store::{DocumentState, Position, RefusedReason};
 
@@ -170,6 +170,13 @@ pub(super) fn find(connection: &Connection, log: LogId) -> rusqlite::Result<Opti
         .prepare_cached("SELECT log FROM documents WHERE log_id = ?1")?
         .query_row([log.as_bytes()], |row| row.get(0))
         .optional()
+}
+
+/// Whether a document of this id is here, whatever its key.
+pub(super) fn has_id(connection: &Connection, document: &DocumentId) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM documents WHERE document = ?1)")?
+        .query_row([document.as_uuid().as_bytes()], |row| row.get(0))
 }
 
 /// Position and id of the operation at a sequence number that the log has.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use rusqlite::{OptionalExtension, params};
 
 use super::columns::{number, to_column};
-use super::document::{AuthorLog, Document, Verdict, find, operation_at};
+use super::document::{AuthorLog, Document, Verdict, find, has_id, operation_at};
 use super::engine::Engine;
 use super::errors::Outcome;
 use crate::ids::{LogId, PeerId};
@@ -26,8 +26,12 @@ impl Engine {
         observer: Arc<dyn CommitObserver>,
     ) -> Outcome<DocumentState> {
         let log = record.log();
+        let known = find(&self.connection, log)?.is_some();
+        if !known && has_id(&self.connection, &record.document)? {
+            return Err(StoreError::OtherKey(record.document).into());
+        }
         self.observe(log, observer);
-        if find(&self.connection, log)?.is_none() {
+        if !known {
             self.connection
                 .prepare_cached("INSERT INTO documents (log_id, document, key) VALUES (?1, ?2, ?3)")?
                 .execute(params![log.as_bytes(), record.document.as_uuid().as_bytes(), record.key.as_bytes()])?;

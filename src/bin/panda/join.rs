@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use panda_network::address::DocumentTicket;
+use panda_network::DocumentTicket;
 
 use crate::error::CliError;
 use crate::file_sync::file_text::{FileProblem, read_text, resolve};

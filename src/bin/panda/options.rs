@@ -15,7 +15,8 @@ use crate::reach::{Reach, ReachArgs};
 pub enum DurabilityArg {
     /// A returned write survives a power cut; every commit waits for the disk.
     Power,
-    /// A returned write survives the death of the process; faster.
+    /// A returned write survives the death of the process; faster. After a power cut sequence numbers may be used twice, and
+    /// peers that saw the first use take nothing more of this node.
     Process,
 }
 

@@ -24,6 +24,17 @@ async fn a_new_document_is_empty_and_is_listed() {
 }
 
 #[tokio::test]
+async fn a_document_that_is_here_with_another_key_is_refused_and_nothing_is_changed() {
+    let (_directory, store, log) = on_disk().await;
+    let other = DocumentRecord { key: DocumentKey::from_bytes([99; 32]), ..document(1) };
+    let refused = store.open_document(other.clone(), ignore()).await.unwrap_err();
+    assert!(matches!(refused, StoreError::OtherKey(id) if id == other.document), "{refused}");
+    assert_eq!(store.documents().await.unwrap(), [document(1)]);
+    publish(&store, log, "goes on").await.unwrap();
+    assert!(matches!(publish(&store, other.log(), "edit").await, Err(StoreError::UnknownDocument(_))));
+}
+
+#[tokio::test]
 async fn published_operations_form_a_log_and_are_read_back_as_they_were_returned() {
     let (_directory, store, log) = on_disk().await;
     let mut published = Vec::new();

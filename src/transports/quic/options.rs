@@ -129,15 +129,15 @@ impl QuicTransportOptions {
     }
 
     /// Ask the router to let a port in, by PCP, NAT-PMP or UPnP, when this node is behind a NAT. Default: on. Off, peers behind
-    /// strict NATs reach us through a relay only. Nothing is asked without a relay, which shows that there is a NAT, or with
+    /// symmetric NATs reach us through a relay only. Nothing is asked without a relay, which shows that there is a NAT, or with
     /// [`with_relay_only`](Self::with_relay_only). Everybody who learns our addresses can send to the port.
     pub fn with_port_mapping(mut self, port_mapping: bool) -> Self {
         self.port_mapping = port_mapping;
         self
     }
 
-    /// Birthday punching. Default: off. It helps a peer behind a symmetric NAT and one behind a NAT that lets in exact ports only, which are
-    /// relayed otherwise: after ten seconds the one opens up to 256 sockets, which take as many entries in its router's table for
+    /// Birthday punching. Default: off. It helps a peer behind a symmetric NAT and one behind a port-restricted one, which are relayed
+    /// otherwise: after ten seconds the one opens up to 256 sockets, which take as many entries in its router's table for
     /// a minute or more, and the other tries up to 1,024 ports, which takes as many in its own, in about five seconds. Shallow
     /// tables of cheap routers overflow. Both have to opt in, one peer is tried at a time, and not again for a quarter of an hour.
     /// It takes two relays at different addresses to know the NAT. Never done with [`with_relay_only`](Self::with_relay_only).

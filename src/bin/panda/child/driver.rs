@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use panda_network::address::DocumentTicket;
+use panda_network::DocumentTicket;
 use panda_network::clock::Clock;
 use panda_network::operation::Operation;
 use panda_network::rendezvous::address::RelayAddress;
