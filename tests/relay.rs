@@ -13,6 +13,7 @@ mod trials;
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use libtest_mimic::Arguments;
 use node::{FlowEnd, Node, soon};
 use panda_network::identity::Identity;
 use panda_network::net::HostNetwork;
-use panda_network::relay::{Rate, Relay, RelayLimits, RelayOptions};
+use panda_network::relay::{Rate, Relay, RelayError, RelayLimits, RelayOptions, TurnMode};
 use panda_network::rendezvous::address::RelayAddress;
 use panda_network::rendezvous::seal;
 use panda_network::rendezvous::signal::Signal;
@@ -37,6 +38,9 @@ fn main() {
         }),
         trial("turn_by_udp_works_with_coturns_client", Some("turnutils_uclient"), || {
             run(turn_by_udp_works_with_coturns_client())
+        }),
+        trial("turn_lends_the_ports_that_it_is_told", Some("turnutils_uclient"), || {
+            run(turn_lends_the_ports_that_it_is_told())
         }),
         trial("turn_by_tcp_works_with_coturns_client", Some("turnutils_uclient"), || {
             run(turn_by_tcp_works_with_coturns_client())
@@ -68,6 +72,9 @@ fn main() {
         }),
         trial("a_node_that_asks_much_at_once_is_answered_as_often", None, || {
             run(a_node_that_asks_much_at_once_is_answered_as_often())
+        }),
+        trial("options_for_a_turn_server_that_is_not_there_are_refused", None, || {
+            run(options_for_a_turn_server_that_is_not_there_are_refused())
         }),
         trial("a_turn_stream_of_rubbish_is_closed", None, || run(a_turn_stream_of_rubbish_is_closed())),
         trial("more_sessions_of_one_address_than_allowed_are_turned_away", None, || {
@@ -225,6 +232,17 @@ async fn turn_by_udp_works_with_coturns_client() {
     assert_all_came_back(&uclient(TurnTransport::Udp, &["-y", "-s"]).await);
 }
 
+async fn turn_lends_the_ports_that_it_is_told() {
+    let relay = RelayProcess::start_with(
+        "datagrams = '127.0.0.1:0'\nturn.ports = [20100, 20139]\npeers.allow = ['127.0.0.0/8']\n",
+    );
+    let printed = uclient_with(&relay, TurnTransport::Udp, &["-y", "-s", "-v"]).await;
+    assert_all_came_back(&printed);
+    let relayed = printed.lines().filter_map(|line| line.split_once("Received relay addr: 127.0.0.1:"));
+    let ports: Vec<u16> = relayed.map(|(_, port)| port.trim().parse().unwrap()).collect();
+    assert!(!ports.is_empty() && ports.iter().all(|port| (20100..=20139).contains(port)), "{ports:?}");
+}
+
 async fn turn_by_tcp_works_with_coturns_client() {
     assert_all_came_back(&uclient(TurnTransport::Tcp, &["-y", "-s", "-t"]).await);
 }
@@ -368,6 +386,21 @@ async fn a_node_that_asks_much_at_once_is_answered_as_often() {
         assert!([RelayFrame::NotHere { to }, RelayFrame::Busy { to }].contains(&answer), "{answer:?}");
     }
     assert_eq!(relay.snapshot().sessions, 1);
+}
+
+/// What would be without effect is an error.
+async fn options_for_a_turn_server_that_is_not_there_are_refused() {
+    let options = || RelayOptions::new(Identity::from_seed(&[9; 32]));
+    let tcp = "127.0.0.1:0".parse().unwrap();
+    for options in [
+        options().with_turn(TurnMode::Off).with_turn_tcp(tcp),
+        options().with_turn(TurnMode::Off).with_turn_ports(1000..=2000),
+        options().with_turn_ports(0..=2000),
+        options().with_turn_ports(RangeInclusive::new(2000, 1000)),
+    ] {
+        let error = Relay::start(Arc::new(OsNetwork), options).unwrap_err();
+        assert!(matches!(error, RelayError::Options(_)), "{error}");
+    }
 }
 
 async fn a_turn_stream_of_rubbish_is_closed() {

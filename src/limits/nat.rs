@@ -69,6 +69,14 @@ pub const RENDEZVOUS_PUBLISH_INTERVAL: Duration = Duration::from_secs(12 * 3600)
 /// Relays at which one dial looks for a peer: those of its record and of this node, and where it moved to. More: left out.
 pub const RELAYS_PER_DIAL: usize = 2 * TICKET_MAX_RELAYS;
 
+/// What an IPv6 /48 may have of all that a relay counts per address, in IPv6 /64s: who rents a server often gets a whole /48.
+/// More: refused, as for an address.
+pub const RELAY_SITE_NETWORKS: usize = 4;
+
+/// What a datagram costs of a relay's byte quotas besides its payload, in bytes: IP, UDP and the header that names flow or
+/// peer. Without it small ones would be many, and empty ones free.
+pub const RELAY_DATAGRAM_COST_BYTES: u64 = 60;
+
 /// How long both ends of a forwarding flow may be silent before a relay ends it.
 pub const RELAY_FLOW_IDLE: Duration = Duration::from_secs(60);
 

@@ -4,13 +4,14 @@
 //! it. The relay sends only to an address that the policy allows or that the end's TCP session comes from, so that a
 //! forged source cannot aim it into a private network.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::peers::PeerPolicy;
+use super::quota::{NetworkTally, Tally};
 use super::sessions::SessionId;
 use crate::limits::{RELAY_FLOW_IDLE, RELAY_FLOW_QUEUE};
 
@@ -50,20 +51,42 @@ struct End {
     waiting: VecDeque<Bytes>,
 }
 
+/// A flow between two sessions.
+#[derive(Debug)]
+struct Flow {
+    /// The end of the smaller session.
+    first: u64,
+    /// Who asked for it, and from where: it counts there.
+    asker: SessionId,
+    from: IpAddr,
+}
+
 /// All flows.
 #[derive(Debug)]
 pub(super) struct Flows {
     policy: PeerPolicy,
     ends: HashMap<u64, End>,
-    /// The first session's end per pair of sessions, the smaller session first.
-    pairs: BTreeMap<(SessionId, SessionId), u64>,
+    /// The smaller session first.
+    pairs: BTreeMap<(SessionId, SessionId), Flow>,
+    /// With whom each session has a flow.
+    others: HashMap<SessionId, BTreeSet<SessionId>>,
+    asked: Tally<SessionId>,
+    asked_from: NetworkTally,
     /// No flow falls silent before.
     next_check: Option<Instant>,
 }
 
 impl Flows {
     pub(super) fn new(policy: PeerPolicy) -> Self {
-        Self { policy, ends: HashMap::new(), pairs: BTreeMap::new(), next_check: None }
+        Self {
+            policy,
+            ends: HashMap::new(),
+            pairs: BTreeMap::new(),
+            others: HashMap::new(),
+            asked: Tally::default(),
+            asked_from: NetworkTally::default(),
+            next_check: None,
+        }
     }
 
     /// Flows, not ends.
@@ -71,30 +94,30 @@ impl Flows {
         self.pairs.len()
     }
 
-    /// Flows of one session.
-    pub(super) fn of(&self, session: SessionId) -> usize {
-        self.pairs.keys().filter(|(a, b)| *a == session || *b == session).count()
+    /// Whether a session may ask for one more, when a session may have asked for so many, and a network for so many.
+    pub(super) fn has_room(&self, session: SessionId, from: IpAddr, (each, per_network): (usize, usize)) -> bool {
+        self.asked.of(&session) < each && self.asked_from.has_room(from, per_network)
     }
 
     /// The ids at `from` and at `to`, if there is a flow between them.
     pub(super) fn between(&self, from: SessionId, to: SessionId) -> Option<(u64, u64)> {
-        let first = *self.pairs.get(&(from.min(to), from.max(to)))?;
+        let first = self.pairs.get(&pair_of(from, to))?.first;
         let other = self.ends.get(&first)?.other;
         Some(if from < to { (first, other) } else { (other, first) })
     }
 
-    /// Makes a flow. False when an id is in use: draw others.
+    /// Makes a flow; who asked for it is the first of both. False when an id is in use: draw others.
     pub(super) fn open(&mut self, ends: [(SessionId, IpAddr, u64); 2], now: Instant) -> bool {
-        let [(left, _, left_id), (right, _, right_id)] = ends;
-        if left_id == right_id || self.ends.contains_key(&left_id) || self.ends.contains_key(&right_id) {
+        let [(asker, from, own), (there, _, other)] = ends;
+        if own == other || self.ends.contains_key(&own) || self.ends.contains_key(&other) {
             return false;
         }
-        for ((session, session_ip, id), other) in ends.into_iter().zip([right_id, left_id]) {
+        for ((session, session_ip, id), other) in ends.into_iter().zip([other, own]) {
             let end = End { session, session_ip, other, path: None, heard: now, waiting: VecDeque::new() };
             self.ends.insert(id, end);
         }
-        let first = if left < right { left_id } else { right_id };
-        self.pairs.insert((left.min(right), left.max(right)), first);
+        let first = if asker < there { own } else { other };
+        self.insert(pair_of(asker, there), Flow { first, asker, from });
         let silent = now + RELAY_FLOW_IDLE;
         self.next_check = Some(self.next_check.map_or(silent, |check| check.min(silent)));
         true
@@ -138,25 +161,31 @@ impl Flows {
         })
     }
 
-    /// The peer of one session has a newer one, which its flows belong to from now on: the older may be dead.
-    pub(super) fn move_session(&mut self, from: SessionId, to: SessionId, ip: IpAddr) {
-        let pairs = self.pairs.keys().filter(|(a, b)| *a == from || *b == from).copied().collect::<Vec<_>>();
-        for pair in pairs {
-            let there = if pair.0 == from { pair.1 } else { pair.0 };
-            let Some(first) = self.pairs.remove(&pair) else { continue };
-            let Some(other) = self.ends.get(&first).map(|end| end.other) else { continue };
-            let (own, far) = if pair.0 == from { (first, other) } else { (other, first) };
+    /// The peer of one session has a newer one, which its flows belong to from now on: the older may be dead. A flow that the
+    /// newer one has already, or that would lead to itself, ends: returns both ids of each with their sessions.
+    pub(super) fn move_session(&mut self, from: SessionId, to: SessionId, ip: IpAddr) -> Vec<(SessionId, u64)> {
+        let mut closed = Vec::new();
+        for there in self.others_of(from) {
+            if there == to || self.pairs.contains_key(&pair_of(to, there)) {
+                closed.extend(self.close(pair_of(from, there)));
+                continue;
+            }
+            let Some((own, other)) = self.between(from, there) else { continue };
+            let Some(mut flow) = self.remove(pair_of(from, there)) else { continue };
             if let Some(end) = self.ends.get_mut(&own) {
                 (end.session, end.session_ip) = (to, ip);
             }
-            self.pairs.insert((to.min(there), to.max(there)), if to < there { own } else { far });
+            flow.first = if to < there { own } else { other };
+            flow.asker = if flow.asker == from { to } else { flow.asker };
+            self.insert(pair_of(to, there), flow);
         }
+        closed
     }
 
     /// Ends the flows of a session; returns the ids at the other ends with their sessions.
     pub(super) fn close_session(&mut self, session: SessionId) -> Vec<(SessionId, u64)> {
-        let pairs = self.pairs.keys().filter(|(a, b)| *a == session || *b == session).copied().collect::<Vec<_>>();
-        let ends = pairs.into_iter().flat_map(|pair| self.close(pair));
+        let others = self.others_of(session);
+        let ends = others.into_iter().flat_map(|there| self.close(pair_of(session, there)));
         ends.filter(|(owner, _)| *owner != session).collect()
     }
 
@@ -171,8 +200,8 @@ impl Flows {
         };
         let mut next = None::<Instant>;
         let mut silent = Vec::new();
-        for (pair, first) in &self.pairs {
-            match heard(self, *first).map(|heard| heard + RELAY_FLOW_IDLE) {
+        for (pair, flow) in &self.pairs {
+            match heard(self, flow.first).map(|heard| heard + RELAY_FLOW_IDLE) {
                 Some(end) if end > now => next = Some(next.map_or(end, |next| next.min(end))),
                 _ => silent.push(*pair),
             }
@@ -187,11 +216,42 @@ impl Flows {
     }
 
     fn close(&mut self, pair: (SessionId, SessionId)) -> Vec<(SessionId, u64)> {
-        let Some(first) = self.pairs.remove(&pair) else { return Vec::new() };
+        let Some(Flow { first, .. }) = self.remove(pair) else { return Vec::new() };
         let Some(end) = self.ends.remove(&first) else { return Vec::new() };
         let other = self.ends.remove(&end.other).map(|other| (other.session, end.other));
         [(end.session, first)].into_iter().chain(other).collect()
     }
+
+    fn others_of(&self, session: SessionId) -> Vec<SessionId> {
+        self.others.get(&session).into_iter().flatten().copied().collect()
+    }
+
+    fn insert(&mut self, pair: (SessionId, SessionId), flow: Flow) {
+        self.others.entry(pair.0).or_default().insert(pair.1);
+        self.others.entry(pair.1).or_default().insert(pair.0);
+        self.asked.add(flow.asker);
+        self.asked_from.add(flow.from);
+        self.pairs.insert(pair, flow);
+    }
+
+    fn remove(&mut self, pair: (SessionId, SessionId)) -> Option<Flow> {
+        let flow = self.pairs.remove(&pair)?;
+        for (session, other) in [pair, (pair.1, pair.0)] {
+            if let Some(others) = self.others.get_mut(&session) {
+                others.remove(&other);
+                if others.is_empty() {
+                    self.others.remove(&session);
+                }
+            }
+        }
+        self.asked.remove(&flow.asker);
+        self.asked_from.remove(flow.from);
+        Some(flow)
+    }
+}
+
+fn pair_of(a: SessionId, b: SessionId) -> (SessionId, SessionId) {
+    (a.min(b), a.max(b))
 }
 
 #[cfg(test)]
@@ -203,6 +263,15 @@ mod tests {
 
     fn path(text: &str) -> FlowPath {
         FlowPath { socket: 0, address: text.parse().unwrap() }
+    }
+
+    impl Flows {
+        /// Nothing is left, in no table.
+        fn is_empty(&self) -> bool {
+            let asked = [SessionId(1), SessionId(2), SessionId(3), SessionId(9)].map(|session| self.asked.of(&session));
+            let tables = [self.ends.len(), self.pairs.len(), self.others.len()];
+            tables == [0; 3] && asked == [0; 4] && self.asked_from.is_empty()
+        }
     }
 
     fn flows(now: Instant) -> Flows {
@@ -233,13 +302,30 @@ mod tests {
         let now = Instant::now();
         let mut flows = flows(now);
         for (from, to) in [(2, 5), (1, 7), (5, 9)] {
-            flows.move_session(SessionId(from), SessionId(to), "10.0.0.2".parse().unwrap());
+            assert!(flows.move_session(SessionId(from), SessionId(to), "10.0.0.2".parse().unwrap()).is_empty());
             assert!(flows.close_session(SessionId(from)).is_empty(), "the older one takes nothing along");
         }
         assert_eq!(flows.between(SessionId(9), SessionId(7)), Some((ALICE, BOB)));
         assert_eq!(flows.between(SessionId(7), SessionId(9)), Some((BOB, ALICE)));
         assert_eq!(flows.owner(ALICE), Some(SessionId(9)));
         assert_eq!(flows.close_session(SessionId(9)), [(SessionId(7), BOB)]);
+        assert!(flows.is_empty(), "{flows:?}");
+    }
+
+    #[test]
+    fn of_two_flows_that_meet_in_a_newer_session_one_stays_and_the_other_is_forgotten() {
+        let (now, ip) = (Instant::now(), "10.0.0.1".parse().unwrap());
+        let mut flows = flows(now);
+        // Alice's second session has a flow to Bob as well, and one to her first.
+        assert!(flows.open([(SessionId(3), ip, 1), (SessionId(1), ip, 2)], now));
+        assert!(flows.open([(SessionId(3), ip, 3), (SessionId(2), ip, 4)], now));
+        let newer = SessionId(9);
+        assert_eq!(flows.move_session(SessionId(2), newer, ip), []);
+        let closed = flows.move_session(SessionId(3), newer, ip);
+        assert_eq!(closed, [(SessionId(1), 2), (SessionId(3), 1), (SessionId(3), 3), (newer, 4)]);
+        assert_eq!((flows.between(newer, SessionId(1)), flows.ends.len()), (Some((ALICE, BOB)), 2));
+        flows.close_session(SessionId(1));
+        assert!(flows.is_empty(), "{flows:?}");
     }
 
     #[test]
@@ -292,6 +378,6 @@ mod tests {
         assert_eq!(flows.on_timeout(start + RELAY_FLOW_IDLE), []);
         assert_eq!(flows.poll_timeout(), Some(later + RELAY_FLOW_IDLE));
         assert_eq!(flows.on_timeout(later + RELAY_FLOW_IDLE).len(), 2);
-        assert_eq!((flows.len(), flows.poll_timeout()), (0, None));
+        assert_eq!((flows.is_empty(), flows.poll_timeout()), (true, None));
     }
 }

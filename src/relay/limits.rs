@@ -1,4 +1,6 @@
 //! What one relay gives away: to a client, to an address, altogether.
+//!
+//! "An address" is an IPv4 address or an IPv6 /64. Of a whole IPv6 /48 together come at most four times as many.
 
 use super::quota::Rate;
 
@@ -11,10 +13,12 @@ pub struct RelayLimits {
     pub(super) requests_per_client: Rate,
     pub(super) flows: usize,
     pub(super) flows_per_client: usize,
+    pub(super) flows_per_address: usize,
     pub(super) bytes: Rate,
     pub(super) bytes_per_client: Rate,
     pub(super) allocations: usize,
     pub(super) allocations_per_user: usize,
+    pub(super) allocations_per_address: usize,
     pub(super) streams: usize,
     pub(super) streams_per_address: usize,
     pub(super) stun_per_address: Rate,
@@ -38,10 +42,12 @@ impl RelayLimits {
             requests_per_client: Rate { per_second: 20, burst: 200 },
             flows: 8192,
             flows_per_client: 64,
+            flows_per_address: 512,
             bytes: Rate { per_second: 125_000_000, burst: 125_000_000 },
             bytes_per_client: Rate { per_second: 4_000_000, burst: 8_000_000 },
             allocations: 4096,
             allocations_per_user: 8,
+            allocations_per_address: 256,
             streams: 16_384,
             streams_per_address: 256,
             stun_per_address: Rate { per_second: 50, burst: 500 },
@@ -56,8 +62,8 @@ impl RelayLimits {
         self
     }
 
-    /// Sessions at once from one IPv4 address or one IPv6 /64. Default 128: an office behind one NAT. Too small locks
-    /// colleagues out, too large lets one host fill the relay.
+    /// Sessions at once from one address: an IPv4 address or an IPv6 /64; four times as many from an IPv6 /48. Default 128: an
+    /// office behind one NAT. Too small locks colleagues out, too large lets one host fill the relay.
     pub fn with_sessions_per_address(mut self, sessions: usize) -> Self {
         self.sessions_per_address = sessions;
         self
@@ -82,20 +88,27 @@ impl RelayLimits {
         self
     }
 
-    /// Flows at once of one session, either end. Default 64.
+    /// Flows at once that one session asked for. Default 64. Those that others asked for to it do not count, or strangers could
+    /// use its quota up.
     pub fn with_flows_per_client(mut self, flows: usize) -> Self {
         self.flows_per_client = flows;
         self
     }
 
-    /// Payload bytes that the relay forwards altogether, and again that its TURN server does. Default 125 MB per second.
-    /// Over it datagrams are dropped, which QUIC takes for a full link.
+    /// Flows at once that sessions from one address asked for, as for sessions. Default 512: four for each session.
+    pub fn with_flows_per_address(mut self, flows: usize) -> Self {
+        self.flows_per_address = flows;
+        self
+    }
+
+    /// Bytes that the relay forwards altogether, and again that its TURN server does: payload and 60 more per datagram. Default
+    /// 125 MB per second. Over it datagrams are dropped, which QUIC takes for a full link.
     pub fn with_bytes(mut self, rate: Rate) -> Self {
         self.bytes = rate;
         self
     }
 
-    /// Payload bytes that it forwards from one session, or relays for one allocation. Default 4 MB per second, 8 at once.
+    /// Bytes that it forwards from one session, or relays for one allocation, as above. Default 4 MB per second, 8 at once.
     pub fn with_bytes_per_client(mut self, rate: Rate) -> Self {
         self.bytes_per_client = rate;
         self
@@ -113,6 +126,13 @@ impl RelayLimits {
         self
     }
 
+    /// TURN allocations at once from one address, as for sessions, under whatever names. Default 256: two for each session, which
+    /// is what a node takes. Over it they are refused with 486. They outlive their sessions.
+    pub fn with_allocations_per_address(mut self, allocations: usize) -> Self {
+        self.allocations_per_address = allocations;
+        self
+    }
+
     /// TCP connections at once, those in their handshake and those to TURN included. Default 16384; more are closed at once.
     pub fn with_streams(mut self, streams: usize) -> Self {
         self.streams = streams;
@@ -125,10 +145,16 @@ impl RelayLimits {
         self
     }
 
-    /// Rendezvous records that are kept: altogether, and of peers at one address, as for sessions. Default 32768, and 512; each
-    /// costs about 300 bytes, at most 2 kB. When there are as many altogether, the oldest goes; of an address no more are taken.
-    pub fn with_records(mut self, records: usize, per_address: usize) -> Self {
-        (self.records, self.records_per_address) = (records, per_address);
+    /// Rendezvous records that are kept. Default 32768; each costs about 600 bytes, at most 2.5 kB. When there are as many, the
+    /// oldest goes.
+    pub fn with_records(mut self, records: usize) -> Self {
+        self.records = records;
+        self
+    }
+
+    /// Records that are kept of peers at one address, as for sessions. Default 512. Over it no new ones are taken.
+    pub fn with_records_per_address(mut self, records: usize) -> Self {
+        self.records_per_address = records;
         self
     }
 

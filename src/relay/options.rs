@@ -1,6 +1,7 @@
 //! How a relay is set up.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use zeroize::Zeroizing;
 
@@ -80,6 +81,7 @@ pub struct RelayOptions {
     pub(super) datagrams: SocketAddr,
     pub(super) alternate: Option<Alternate>,
     pub(super) turn_tcp: Option<SocketAddr>,
+    pub(super) turn_ports: Option<RangeInclusive<u16>>,
     pub(super) public: Option<HostPort>,
     pub(super) public_ips: Vec<IpAddr>,
     pub(super) relay_ips: Vec<IpAddr>,
@@ -102,6 +104,7 @@ impl RelayOptions {
             datagrams: loopback,
             alternate: None,
             turn_tcp: None,
+            turn_ports: None,
             public: None,
             public_ips: Vec::new(),
             relay_ips: Vec::new(),
@@ -129,15 +132,24 @@ impl RelayOptions {
     }
 
     /// Answers STUN from a second address and port as well, so that clients learn how their NAT behaves (RFC 5780). Needs
-    /// `with_datagrams` to name an address and a port, both other than these. Default: no second.
+    /// `with_datagrams` to name an address and a port, both other than these and of one family, and no `with_public_ips`: both
+    /// addresses must be public themselves. Default: no second.
     pub fn with_alternate(mut self, alternate: Alternate) -> Self {
         self.alternate = Some(alternate);
         self
     }
 
-    /// Where TURN over plain TCP is taken. Default: nowhere; TURN over TLS is always there.
+    /// Where TURN over plain TCP is taken. Default: nowhere; TURN over TLS is always there. An error with another [`TurnMode`] than
+    /// `Embedded`.
     pub fn with_turn_tcp(mut self, address: SocketAddr) -> Self {
         self.turn_tcp = Some(address);
+        self
+    }
+
+    /// The numbers of relayed UDP ports, as a firewall is told them. Default: those that the system hands out. With fewer than there
+    /// may be allocations, further ones are refused with 508. An error when there are none, and as for `with_turn_tcp`.
+    pub fn with_turn_ports(mut self, ports: RangeInclusive<u16>) -> Self {
+        self.turn_ports = Some(ports);
         self
     }
 
@@ -148,15 +160,16 @@ impl RelayOptions {
         self
     }
 
-    /// The addresses that this machine is known by when it is behind a one-to-one NAT, one per family: what TURN clients are
-    /// told as their relayed address. Default: the address that the relayed port is bound to.
+    /// The addresses that this machine is known by when it is behind a one-to-one NAT, one per family: where nodes are told to ask
+    /// for STUN, forwarding and TURN, and what TURN clients are told as their relayed address. Default: the addresses that the
+    /// sockets and the relayed ports are bound to.
     pub fn with_public_ips(mut self, ips: impl IntoIterator<Item = IpAddr>) -> Self {
         self.public_ips = ips.into_iter().collect();
         self
     }
 
     /// The addresses of this machine that relayed ports are bound to, one per family. Default: that of the datagram
-    /// socket; when that is unspecified, the first public address of an interface.
+    /// socket; when that is unspecified, per family that it takes a public address of an interface, else a private one, else loopback.
     pub fn with_relay_ips(mut self, ips: impl IntoIterator<Item = IpAddr>) -> Self {
         self.relay_ips = ips.into_iter().collect();
         self

@@ -1,12 +1,14 @@
 //! The TURN machine's ports and streams: the relayed UDP sockets, and the ways out to clients that came by TCP or TLS.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rand::Rng;
+use rand_chacha::ChaCha20Rng;
 use tokio::sync::mpsc::Sender;
 use tokio::task::AbortHandle;
 
@@ -16,14 +18,17 @@ use crate::limits::{RELAY_DATAGRAM_MAX_BYTES, SOCKET_RECEIVE_ERRORS};
 use crate::nat::stun::AddressFamily;
 use crate::net::DatagramSocket;
 
-/// Free ports that are looked at to find an even one.
-const PORT_TRIES: u32 = 16;
+/// Numbers that are tried for one port: others may have them, or they are odd.
+const PORT_TRIES: usize = 16;
 
 /// The TURN machine and what it is connected to.
 #[derive(Debug)]
 pub(super) struct TurnState {
     pub(super) machine: TurnServer,
     ports: HashMap<PortId, RelayedPort>,
+    /// The numbers that ports may have. `None`: those that the system hands out.
+    range: Option<RangeInclusive<u16>>,
+    rng: ChaCha20Rng,
     pub(super) streams: HashMap<u64, Sender<Bytes>>,
 }
 
@@ -41,8 +46,8 @@ impl Drop for RelayedPort {
 }
 
 impl TurnState {
-    pub(super) fn new(machine: TurnServer) -> Self {
-        Self { machine, ports: HashMap::new(), streams: HashMap::new() }
+    pub(super) fn new(machine: TurnServer, range: Option<RangeInclusive<u16>>, rng: ChaCha20Rng) -> Self {
+        Self { machine, ports: HashMap::new(), range, rng, streams: HashMap::new() }
     }
 
     /// Closes the ports that are free again.
@@ -63,16 +68,38 @@ impl TurnState {
 struct Binder<'a> {
     shared: &'a Arc<Shared>,
     ports: &'a mut HashMap<PortId, RelayedPort>,
+    range: Option<&'a RangeInclusive<u16>>,
+    rng: &'a mut ChaCha20Rng,
+}
+
+impl Binder<'_> {
+    /// Numbers to try on an address.
+    fn numbers(&mut self, ip: IpAddr, even: bool) -> Vec<u16> {
+        let Some(range) = self.range else { return vec![0; PORT_TRIES] };
+        let own = self.ports.values().map(|port| port.socket.local_address());
+        let taken = own.filter(|own| own.is_ipv4() == ip.is_ipv4()).map(|own| own.port()).collect();
+        free_numbers(range, self.rng.random_range(range.clone()), even, &taken)
+    }
+}
+
+/// The next numbers of the range from `first` on, and round again, that are not taken.
+fn free_numbers(range: &RangeInclusive<u16>, first: u16, even: bool, taken: &HashSet<u16>) -> Vec<u16> {
+    let fits = |number: &u16| (!even || number.is_multiple_of(2)) && !taken.contains(number);
+    (first..=*range.end()).chain(*range.start()..first).filter(fits).take(PORT_TRIES).collect()
 }
 
 impl Ports for Binder<'_> {
     fn bind(&mut self, id: AllocationId, ip: IpAddr, even: bool) -> Option<SocketAddr> {
-        let bind = |_| self.shared.network.bind_udp(SocketAddr::new(ip, 0));
-        let fits = |bound: &io::Result<Arc<dyn DatagramSocket>>| {
-            bound.as_ref().map_or(true, |socket| !even || socket.local_address().port().is_multiple_of(2))
+        let mut error = None;
+        let bound = self.numbers(ip, even).into_iter().find_map(|number| {
+            let socket =
+                self.shared.network.bind_udp(SocketAddr::new(ip, number)).map_err(|why| error = Some(why)).ok()?;
+            (!even || socket.local_address().port().is_multiple_of(2)).then_some(socket)
+        });
+        let Some(socket) = bound else {
+            tracing::warn!(?error, "no port for an allocation");
+            return None;
         };
-        let bound = (0..PORT_TRIES).map(bind).find(fits)?;
-        let socket = bound.inspect_err(|error| tracing::warn!(%error, "no port for an allocation")).ok()?;
         let task = tokio::spawn(receive(self.shared.clone(), id, socket.clone())).abort_handle();
         let address = socket.local_address();
         self.ports.insert((id, AddressFamily::of(&address)), RelayedPort { socket, task });
@@ -104,8 +131,9 @@ impl Shared {
         let Some(turn) = &self.turn else { return self.counters.malformed.add(1) };
         let times = Times { now: now(), wall_us: self.clock.now_us() };
         let mut turn = lock(turn);
-        let TurnState { machine, ports, streams } = &mut *turn;
-        let action = machine.on_frame(client, frame, times, &mut Binder { shared: self, ports }, out);
+        let TurnState { machine, ports, range, rng, streams } = &mut *turn;
+        let mut binder = Binder { shared: self, ports, range: range.as_ref(), rng };
+        let action = machine.on_frame(client, frame, times, &mut binder, out);
         match action {
             Action::Answer { error } => {
                 self.counters.turn_errors.add(error.into());
@@ -166,5 +194,20 @@ impl Shared {
     fn count_relayed(&self, bytes: usize) {
         self.counters.turn_relayed.add(1);
         self.counters.turn_relayed_bytes.add(bytes as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_free_number_of_a_range_is_found_and_no_other() {
+        let taken = HashSet::from([11, 12, 14]);
+        assert_eq!(free_numbers(&(10..=15), 13, false, &taken), [13, 15, 10]);
+        assert_eq!(free_numbers(&(10..=15), 13, true, &taken), [10]);
+        assert_eq!(free_numbers(&(14..=14), 14, false, &taken), [0; 0]);
+        let all = 1..=u16::MAX;
+        assert_eq!(free_numbers(&all, u16::MAX, false, &taken).len(), PORT_TRIES, "no more are tried");
     }
 }

@@ -1,10 +1,11 @@
-//! Token buckets: how often, and how many bytes. Pure, the time is handed in.
+//! Token buckets: how often, and how many bytes; and tallies: how many at once. Pure, the time is handed in.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use crate::limits::STUN_ADDRESSES;
+use crate::limits::{RELAY_DATAGRAM_COST_BYTES, RELAY_SITE_NETWORKS, STUN_ADDRESSES};
 
 /// A rate per second and how much of it may be used at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,10 +91,84 @@ impl AddressBuckets {
     }
 }
 
+/// How many there are of something per key. A key that has none takes no room.
+#[derive(Debug)]
+pub(super) struct Tally<K>(HashMap<K, usize>);
+
+impl<K> Default for Tally<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Tally<K> {
+    pub(super) fn of(&self, key: &K) -> usize {
+        self.0.get(key).copied().unwrap_or(0)
+    }
+
+    pub(super) fn add(&mut self, key: K) {
+        *self.0.entry(key).or_default() += 1;
+    }
+
+    pub(super) fn remove(&mut self, key: &K) {
+        if let Some(count) = self.0.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(key);
+            }
+        }
+    }
+}
+
+/// How many there are of something per network that they come from.
+#[derive(Debug, Default)]
+pub(super) struct NetworkTally {
+    networks: Tally<IpAddr>,
+    /// Per IPv6 /48; an IPv4 address is its own.
+    sites: Tally<IpAddr>,
+}
+
+impl NetworkTally {
+    /// Whether there may be one more from there, when one network may have so many.
+    pub(super) fn has_room(&self, ip: IpAddr, per_network: usize) -> bool {
+        let per_site = per_network.saturating_mul(RELAY_SITE_NETWORKS);
+        self.networks.of(&network_of(ip)) < per_network && self.sites.of(&site_of(ip)) < per_site
+    }
+
+    pub(super) fn add(&mut self, ip: IpAddr) {
+        self.networks.add(network_of(ip));
+        self.sites.add(site_of(ip));
+    }
+
+    pub(super) fn remove(&mut self, ip: IpAddr) {
+        self.networks.remove(&network_of(ip));
+        self.sites.remove(&site_of(ip));
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.networks.0.is_empty() && self.sites.0.is_empty()
+    }
+}
+
+/// What a datagram takes of a byte quota.
+pub(super) fn cost_of(payload: &[u8]) -> u64 {
+    payload.len() as u64 + RELAY_DATAGRAM_COST_BYTES
+}
+
 /// What counts as one client when addresses are counted: an IPv4 address, or the /64 that IPv6 hosts choose from freely.
-pub(super) fn network_of(ip: IpAddr) -> IpAddr {
+fn network_of(ip: IpAddr) -> IpAddr {
+    prefix_of(ip, 64)
+}
+
+/// What one customer may have been given: an IPv4 address, or an IPv6 /48.
+fn site_of(ip: IpAddr) -> IpAddr {
+    prefix_of(ip, 48)
+}
+
+fn prefix_of(ip: IpAddr, bits: u32) -> IpAddr {
     match ip.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << (128 - bits))).into(),
         IpAddr::V4(v4) => v4.into(),
     }
 }
@@ -151,5 +226,22 @@ mod tests {
         assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:1"));
         assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
         assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
+    }
+
+    #[test]
+    fn the_networks_of_one_ipv6_site_have_together_what_a_few_of_them_have() {
+        let mut tally = NetworkTally::default();
+        let host = |site: u16, network: u16| IpAddr::from([0x2001, 0xdb8, site, network, 0, 0, 0, 1]);
+        let taken = (0..100).map(|n| host(1, n % 50)).filter(|ip| {
+            let room = tally.has_room(*ip, 3);
+            room.then(|| tally.add(*ip));
+            room
+        });
+        assert_eq!(taken.count(), 3 * RELAY_SITE_NETWORKS);
+        assert!(tally.has_room(host(2, 0), 3) && tally.has_room([192, 0, 2, 1].into(), 3));
+        tally.remove(host(1, 0));
+        assert!(tally.has_room(host(1, 60), 3) && !NetworkTally::default().has_room(host(2, 0), 0));
+        (1..3 * RELAY_SITE_NETWORKS).for_each(|n| tally.remove(host(1, u16::try_from(n).unwrap())));
+        assert!(tally.is_empty(), "{tally:?}");
     }
 }

@@ -1,7 +1,8 @@
 //! Where peers can be met, in their own words: the table of rendezvous records. Pure, the time is handed in.
 //!
 //! A record outlives the session of the peer that published it, so that who moved on to other relays is still found. Bounded
-//! altogether and per network; when it is full, the oldest record goes. Not on disk: peers publish again.
+//! altogether and per network; when it is full, the oldest record goes. What is refused changes nothing. Not on disk: peers
+//! publish again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -9,6 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::quota::NetworkTally;
 use crate::ids::PeerId;
 use crate::limits::RELAY_RECORD_LIFETIME;
 use crate::rendezvous::record::RendezvousRecord;
@@ -17,7 +19,7 @@ use crate::rendezvous::record::RendezvousRecord;
 struct Published {
     record: Bytes,
     timestamp_us: u64,
-    network: IpAddr,
+    from: IpAddr,
     /// Its place in the order of publication.
     number: u64,
     at: Instant,
@@ -29,7 +31,7 @@ pub(super) struct Records {
     by_peer: HashMap<PeerId, Published>,
     /// Oldest first.
     order: BTreeMap<u64, PeerId>,
-    by_network: HashMap<IpAddr, usize>,
+    by_network: NetworkTally,
     next: u64,
 }
 
@@ -39,11 +41,11 @@ impl Records {
         self.by_peer.len()
     }
 
-    /// Keeps a record if it is newer than what the peer published before. `limits` are those of the relay and of a network.
+    /// Keeps a record if it is newer than what the peer published before. The limits are those of the relay and of a network.
     pub(super) fn publish(
         &mut self,
         record: &RendezvousRecord,
-        network: IpAddr,
+        from: IpAddr,
         (all, per_network): (usize, usize),
         now: Instant,
     ) -> bool {
@@ -52,8 +54,10 @@ impl Records {
         if self.by_peer.get(&peer).is_some_and(|known| known.timestamp_us > timestamp_us) {
             return false;
         }
-        self.remove(&peer);
-        if self.by_network.get(&network).is_some_and(|count| *count >= per_network) || all == 0 {
+        // What it replaces makes room for it.
+        let before = self.remove(&peer);
+        if all == 0 || !self.by_network.has_room(from, per_network) {
+            before.into_iter().for_each(|before| self.insert(peer, before));
             return false;
         }
         while self.by_peer.len() >= all {
@@ -62,9 +66,7 @@ impl Records {
         }
         let number = self.next;
         self.next += 1;
-        self.order.insert(number, peer);
-        *self.by_network.entry(network).or_default() += 1;
-        self.by_peer.insert(peer, Published { record: record.encode(), timestamp_us, network, number, at: now });
+        self.insert(peer, Published { record: record.encode(), timestamp_us, from, number, at: now });
         true
     }
 
@@ -85,15 +87,17 @@ impl Records {
         }
     }
 
-    fn remove(&mut self, peer: &PeerId) {
-        let Some(published) = self.by_peer.remove(peer) else { return };
+    fn insert(&mut self, peer: PeerId, published: Published) {
+        self.order.insert(published.number, peer);
+        self.by_network.add(published.from);
+        self.by_peer.insert(peer, published);
+    }
+
+    fn remove(&mut self, peer: &PeerId) -> Option<Published> {
+        let published = self.by_peer.remove(peer)?;
         self.order.remove(&published.number);
-        if let Some(count) = self.by_network.get_mut(&published.network) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_network.remove(&published.network);
-            }
-        }
+        self.by_network.remove(published.from);
+        Some(published)
     }
 }
 
@@ -115,6 +119,31 @@ mod tests {
     }
 
     const LIMITS: (usize, usize) = (100, 100);
+
+    /// How many of these records of different peers are taken.
+    fn taken(records: &mut Records, of: std::ops::Range<u32>, from: impl Fn(u32) -> IpAddr, now: Instant) -> usize {
+        of.filter(|n| records.publish(&record(*n, 5), from(*n), (200, 10), now)).count()
+    }
+
+    #[test]
+    fn who_moves_into_a_network_that_is_full_keeps_its_record() {
+        let (mut records, now) = (Records::default(), Instant::now());
+        let (home, cafe) = (network(1), network(2));
+        assert_eq!((taken(&mut records, 0..1, |_| home, now), taken(&mut records, 100..110, |_| cafe, now)), (1, 10));
+        assert!(!records.publish(&record(0, 6), cafe, (200, 10), now));
+        assert_eq!(records.lookup(&record(0, 5).peer(), now), Some(record(0, 5).encode()));
+        assert!(records.publish(&record(100, 6), cafe, (200, 10), now), "a newer one takes the place of its own");
+        assert_eq!((records.len(), records.order.len()), (11, 11));
+    }
+
+    #[test]
+    fn all_networks_of_one_site_together_push_out_nobody() {
+        let (mut records, now) = (Records::default(), Instant::now());
+        assert_eq!(taken(&mut records, 0..10, |_| network(1), now), 10);
+        let site = |n: u32| IpAddr::from([0x2001, 0xdb8, 1, u16::try_from(n).unwrap(), 0, 0, 0, 1]);
+        assert_eq!(taken(&mut records, 100..10_100, site, now), 40);
+        assert_eq!((records.len(), records.lookup(&record(0, 5).peer(), now).is_some()), (50, true));
+    }
 
     #[test]
     fn the_newest_record_of_a_peer_is_given_out_until_it_expires() {

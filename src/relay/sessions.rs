@@ -2,7 +2,8 @@
 //!
 //! Drive it with [`Rendezvous::on_connected`], [`on_frame`](Rendezvous::on_frame), [`on_datagram`](Rendezvous::on_datagram),
 //! [`on_closed`](Rendezvous::on_closed) and [`on_timeout`](Rendezvous::on_timeout), and take what it wants done from
-//! [`poll_output`](Rendezvous::poll_output) after each. It knows no stream and no socket; a session is a number.
+//! [`poll_output`](Rendezvous::poll_output) after each. A record that a frame publishes is verified by the driver, and then
+//! handed to [`on_record`](Rendezvous::on_record). It knows no stream and no socket; a session is a number.
 //!
 //! A peer may have several sessions, of several devices' sockets or because an old one has not been missed yet: what is
 //! sent to the peer goes to its newest.
@@ -18,10 +19,12 @@ use rand_chacha::ChaCha20Rng;
 use super::flows::{Fate, FlowPath, Flows, Forward};
 use super::limits::RelayLimits;
 use super::peers::PeerPolicy;
-use super::quota::{Bucket, Rate, network_of};
+use super::quota::{Bucket, NetworkTally, Rate, cost_of};
 use super::records::Records;
 use crate::ids::PeerId;
-use crate::limits::{HEARTBEAT_INTERVAL, HEARTBEATS_MISSED, PUNCH_DELAY_MAX, RELAY_REFUSALS_PER_SESSION};
+use crate::limits::{
+    HEARTBEAT_INTERVAL, HEARTBEATS_MISSED, PUNCH_DELAY_MAX, RECORD_CLOCK_SKEW, RELAY_REFUSALS_PER_SESSION,
+};
 use crate::rendezvous::record::RendezvousRecord;
 use crate::rendezvous::wire::{NodeFrame, RelayFrame};
 
@@ -102,7 +105,7 @@ pub(super) struct Rendezvous {
     sessions: BTreeMap<SessionId, Session>,
     /// Per peer, oldest first.
     by_peer: HashMap<PeerId, Vec<SessionId>>,
-    by_network: HashMap<IpAddr, usize>,
+    by_network: NetworkTally,
     next_session: u64,
     flows: Flows,
     records: Records,
@@ -120,7 +123,7 @@ impl Rendezvous {
             rng,
             sessions: BTreeMap::new(),
             by_peer: HashMap::new(),
-            by_network: HashMap::new(),
+            by_network: NetworkTally::default(),
             next_session: 0,
             flows: Flows::new(policy),
             records: Records::default(),
@@ -149,8 +152,7 @@ impl Rendezvous {
         if self.sessions.len() >= self.limits.sessions {
             return Err(NoRoom::Relay);
         }
-        let there = self.by_network.get(&network_of(ip)).copied().unwrap_or(0);
-        if there >= self.limits.sessions_per_address { Err(NoRoom::Address) } else { Ok(()) }
+        if self.by_network.has_room(ip, self.limits.sessions_per_address) { Ok(()) } else { Err(NoRoom::Address) }
     }
 
     /// A client showed its key.
@@ -162,11 +164,11 @@ impl Rendezvous {
         }
         let id = SessionId(self.next_session);
         self.next_session += 1;
-        for older in self.by_peer.get(&peer).into_iter().flatten() {
-            self.flows.move_session(*older, id, ip);
-        }
+        let older = self.by_peer.get(&peer).into_iter().flatten();
+        let closed = older.flat_map(|older| self.flows.move_session(*older, id, ip)).collect::<Vec<_>>();
+        self.tell_closed(closed);
         self.by_peer.entry(peer).or_default().push(id);
-        *self.by_network.entry(network_of(ip)).or_default() += 1;
+        self.by_network.add(ip);
         let session = Session {
             peer,
             ip,
@@ -194,18 +196,13 @@ impl Rendezvous {
                 self.by_peer.remove(&session.peer);
             }
         }
-        if let Some(there) = self.by_network.get_mut(&network_of(session.ip)) {
-            *there -= 1;
-            if *there == 0 {
-                self.by_network.remove(&network_of(session.ip));
-            }
-        }
-        for (other, flow) in self.flows.close_session(id) {
-            self.tell(other, RelayFrame::FlowClosed { flow });
-        }
+        self.by_network.remove(session.ip);
+        let closed = self.flows.close_session(id);
+        self.tell_closed(closed);
     }
 
-    /// A client said something. False when it was refused for want of a quota.
+    /// A client said something. False when it was refused for want of a quota. A record is not looked at here: when it was
+    /// not refused, verify it and call [`on_record`](Self::on_record).
     pub(super) fn on_frame(&mut self, id: SessionId, frame: NodeFrame, now: Instant) -> bool {
         let Some(session) = self.sessions.get_mut(&id) else { return true };
         session.missed = 0;
@@ -228,22 +225,40 @@ impl Rendezvous {
         let from = session.peer;
         match frame {
             NodeFrame::Signal { to, sealed } => {
-                self.with_newest(id, to, |relay, there| relay.tell(there, RelayFrame::Signal { from, sealed }));
+                if let Some(there) = self.newest(id, to) {
+                    self.tell(there, RelayFrame::Signal { from, sealed });
+                }
             }
-            NodeFrame::Forward { to } => self.with_newest(id, to, |relay, there| relay.forward(id, there, now)),
+            NodeFrame::Forward { to } => {
+                return self.newest(id, to).is_none_or(|there| self.forward(id, there, now));
+            }
             NodeFrame::Punch { to, session } => {
-                self.with_newest(id, to, |relay, there| relay.punch(id, there, session));
+                if let Some(there) = self.newest(id, to) {
+                    self.punch(id, there, session);
+                }
             }
             NodeFrame::Credentials => self.outputs.push_back(Output::Credentials(id)),
             NodeFrame::Ping { nonce } => self.tell(id, RelayFrame::Pong { nonce }),
             NodeFrame::Pong { nonce } => self.on_pong(id, nonce, now),
-            NodeFrame::Publish { record } => return self.publish(id, &record, now),
+            NodeFrame::Publish { .. } => return session.published.take(PUBLISH_COST, now),
             NodeFrame::Lookup { peer } => {
                 let record = self.records.lookup(&peer, now);
                 self.tell(id, RelayFrame::Record { peer, record });
             }
         }
         true
+    }
+
+    /// A client published a record, whose signature is right. `wall_us` is the time in µs since the Unix epoch. False when it
+    /// was refused.
+    pub(super) fn on_record(&mut self, id: SessionId, record: &RendezvousRecord, now: Instant, wall_us: u64) -> bool {
+        let Some(session) = self.sessions.get(&id) else { return true };
+        let skew_us = u64::try_from(RECORD_CLOCK_SKEW.as_micros()).unwrap_or(u64::MAX);
+        let limits = (self.limits.records, self.limits.records_per_address);
+        // One from the future would keep out all that the peer says until then.
+        record.peer() == session.peer
+            && record.timestamp_us() <= wall_us.saturating_add(skew_us)
+            && self.records.publish(record, session.ip, limits, now)
     }
 
     /// A forwarded datagram arrived. What had waited for its sender goes into `released`.
@@ -257,7 +272,7 @@ impl Rendezvous {
     ) -> Forwarded<'a> {
         let owner = self.flows.owner(flow).and_then(|owner| self.sessions.get_mut(&owner));
         let Some(owner) = owner else { return Forwarded::Dropped("unknown flow") };
-        let bytes = payload.len() as u64;
+        let bytes = cost_of(payload);
         if !owner.bytes.take(bytes, now) || !self.bytes.take(bytes, now) {
             return Forwarded::Dropped("over quota");
         }
@@ -278,9 +293,8 @@ impl Rendezvous {
             }
             self.next_ping = self.sessions.values().map(|session| session.next_ping).min();
         }
-        for (session, flow) in self.flows.on_timeout(now) {
-            self.tell(session, RelayFrame::FlowClosed { flow });
-        }
+        let silent = self.flows.on_timeout(now);
+        self.tell_closed(silent);
     }
 
     /// When to call [`on_timeout`](Self::on_timeout), and why.
@@ -306,35 +320,32 @@ impl Rendezvous {
         self.outputs.push_back(Output::Frame(to, frame));
     }
 
+    fn tell_closed(&mut self, flows: Vec<(SessionId, u64)>) {
+        flows.into_iter().for_each(|(session, flow)| self.tell(session, RelayFrame::FlowClosed { flow }));
+    }
+
     fn close(&mut self, id: SessionId, why: &'static str) {
         self.on_closed(id);
         self.outputs.push_back(Output::Close(id, why));
     }
 
-    fn with_newest(&mut self, asker: SessionId, to: PeerId, act: impl FnOnce(&mut Self, SessionId)) {
-        match self.by_peer.get(&to).and_then(|of_peer| of_peer.last()).copied() {
-            Some(there) if there != asker => act(self, there),
-            _ => self.tell(asker, RelayFrame::NotHere { to }),
+    /// The newest session of a peer; when there is none, the asker is told.
+    fn newest(&mut self, asker: SessionId, of: PeerId) -> Option<SessionId> {
+        let newest = self.by_peer.get(&of).and_then(|of_peer| of_peer.last()).copied();
+        let newest = newest.filter(|there| *there != asker);
+        if newest.is_none() {
+            self.tell(asker, RelayFrame::NotHere { to: of });
         }
+        newest
     }
 
-    /// Keeps what a peer says about itself; false when it was refused.
-    fn publish(&mut self, id: SessionId, record: &Bytes, now: Instant) -> bool {
-        let Some(session) = self.sessions.get_mut(&id) else { return true };
-        if !session.published.take(PUBLISH_COST, now) {
-            return false;
-        }
-        let Ok(record) = RendezvousRecord::decode(record) else { return false };
-        let limits = (self.limits.records, self.limits.records_per_address);
-        record.peer() == session.peer && self.records.publish(&record, network_of(session.ip), limits, now)
-    }
-
-    fn forward(&mut self, id: SessionId, there: SessionId, now: Instant) {
-        let Some((here, far)) = self.sessions.get(&id).zip(self.sessions.get(&there)) else { return };
+    /// Tells both of their flow; false when there is none and may be none.
+    fn forward(&mut self, id: SessionId, there: SessionId, now: Instant) -> bool {
+        let Some((here, far)) = self.sessions.get(&id).zip(self.sessions.get(&there)) else { return true };
         let (here, far) = ((here.peer, here.ip), (far.peer, far.ip));
         let flows = self.flows.between(id, there).or_else(|| {
-            let room = |session| self.flows.of(session) < self.limits.flows_per_client;
-            if !room(id) || !room(there) || self.flows.len() >= self.limits.flows {
+            let limits = (self.limits.flows_per_client, self.limits.flows_per_address);
+            if self.flows.len() >= self.limits.flows || !self.flows.has_room(id, here.1, limits) {
                 return None;
             }
             (0..FLOW_ID_DRAWS).find_map(|_| {
@@ -343,9 +354,13 @@ impl Rendezvous {
                 opened.then_some((own, other))
             })
         });
-        let Some((own, other)) = flows else { return self.tell(id, RelayFrame::Busy { to: far.0 }) };
+        let Some((own, other)) = flows else {
+            self.tell(id, RelayFrame::Busy { to: far.0 });
+            return false;
+        };
         self.tell(id, RelayFrame::Flow { peer: far.0, flow: own });
         self.tell(there, RelayFrame::Flow { peer: here.0, flow: other });
+        true
     }
 
     /// Whoever is nearer waits for as long as word takes longer to the other.

@@ -175,6 +175,46 @@ fn flows_over_the_quota_are_refused() {
     pair.say(alice, NodeFrame::Forward { to: peer(2) });
     let refused = pair.say(alice, NodeFrame::Forward { to: peer(3) });
     assert_eq!(refused, [Output::Frame(alice, RelayFrame::Busy { to: peer(3) })]);
+    assert!(!pair.relay.on_frame(alice, NodeFrame::Forward { to: peer(3) }, now), "and counted");
+}
+
+#[test]
+fn flows_that_strangers_ask_for_leave_room_for_those_of_others() {
+    let limits = RelayLimits::new().with_flows_per_client(3).with_flows_per_address(5);
+    let mut pair = pair(limits);
+    let (now, bob) = (pair.now, pair.bob);
+    let asked = |pair: &mut Pair, from, to| flow_asked(&pair.say(from, NodeFrame::Forward { to: peer(to) }));
+    let strangers: Vec<_> = (10..20).map(|n| pair.relay.on_connected(peer(n), ip(9), now).unwrap()).collect();
+    let got = strangers.iter().filter(|stranger| asked(&mut pair, **stranger, 2)).count();
+    assert_eq!((got, pair.relay.flows()), (5, 5), "no more from one address, however many come");
+    assert!(asked(&mut pair, bob, 1), "whom they ask for asks as before");
+    assert_eq!([3, 4, 5].map(|n| pair.relay.on_connected(peer(n), ip(n), now).is_ok()), [true; 3]);
+    assert_eq!([3, 4, 5].map(|n| asked(&mut pair, bob, n)), [true, true, false]);
+    pair.relay.on_closed(strangers[0]);
+    assert!(asked(&mut pair, strangers[9], 2), "one that ended makes room");
+}
+
+fn flow_asked(outputs: &[Output]) -> bool {
+    outputs.iter().any(|output| matches!(output, Output::Frame(_, RelayFrame::Flow { .. })))
+}
+
+#[test]
+fn sessions_of_one_peer_that_come_and_go_leave_no_flow_behind() {
+    let mut pair = pair(RelayLimits::new().with_flows_per_address(2));
+    let now = pair.now;
+    for _ in 0..10 {
+        let sessions = [0; 2].map(|_| pair.relay.on_connected(peer(3), ip(3), now).unwrap());
+        for session in sessions {
+            let got = pair.say(session, NodeFrame::Forward { to: peer(2) });
+            assert!(flow_asked(&got));
+        }
+        pair.relay.on_connected(peer(3), ip(3), now).unwrap();
+        assert_eq!(pair.relay.flows(), 1);
+    }
+    pair.drain();
+    pair.relay.on_closed(pair.bob);
+    assert!(pair.drain().iter().all(|o| matches!(o, Output::Frame(_, RelayFrame::FlowClosed { .. }))));
+    assert_eq!(pair.relay.flows(), 0);
 }
 
 #[test]
@@ -233,17 +273,20 @@ fn a_record_is_found_after_its_peer_is_gone_and_only_its_own_peer_publishes_it()
     let (alice, bob) = (pair.alice, pair.bob);
     let record = |seed: u8, timestamp_us| {
         let relay = "relay.example.org".parse().unwrap();
-        RendezvousRecord::sign(&Identity::from_seed(&[seed; 32]), vec![relay], timestamp_us).encode()
+        RendezvousRecord::sign(&Identity::from_seed(&[seed; 32]), vec![relay], timestamp_us)
     };
+    let (now, day_us) = (pair.now, 24 * 3600 * 1_000_000);
+    let publish = |pair: &mut Pair, from, record: RendezvousRecord| pair.relay.on_record(from, &record, now, 5);
     let lookup = |pair: &mut Pair| pair.say(alice, NodeFrame::Lookup { peer: peer(2) });
     let answer = |record| vec![Output::Frame(alice, RelayFrame::Record { peer: peer(2), record })];
     assert_eq!(lookup(&mut pair), answer(None));
-    assert!(!pair.relay.on_frame(alice, NodeFrame::Publish { record: record(2, 9) }, pair.now), "of somebody else");
-    assert!(pair.relay.on_frame(bob, NodeFrame::Publish { record: record(2, 5) }, pair.now));
-    assert!(!pair.relay.on_frame(bob, NodeFrame::Publish { record: record(2, 4) }, pair.now), "an older one");
-    assert!(!pair.relay.on_frame(bob, NodeFrame::Publish { record: record(2, 5).slice(1..) }, pair.now), "damaged");
+    assert!(!publish(&mut pair, alice, record(2, 9)), "of somebody else");
+    assert!(!publish(&mut pair, bob, record(2, 6 + day_us)), "from the future, where nothing later would ever come");
+    assert!(publish(&mut pair, bob, record(2, 5)));
+    assert!(!publish(&mut pair, bob, record(2, 4)), "an older one");
+    assert!(publish(&mut pair, bob, record(2, 5 + day_us)), "clocks may be wrong by a day");
     pair.relay.on_closed(bob);
-    assert_eq!(lookup(&mut pair), answer(Some(record(2, 5))));
+    assert_eq!(lookup(&mut pair), answer(Some(record(2, 5 + day_us).encode())));
 }
 
 #[test]

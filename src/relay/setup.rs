@@ -40,11 +40,11 @@ pub(super) struct Prepared {
 }
 
 pub(super) fn prepare(network: Arc<dyn HostNetwork>, options: RelayOptions) -> Result<Prepared, RelayError> {
+    check_turn(&options)?;
     let tls = tls_config(&options)?;
     let tls_listener = listen(&*network, options.listen, "TLS")?;
     let sockets = bind_datagrams(&*network, &options)?;
-    let turn_tcp = options.turn_tcp.filter(|_| matches!(options.turn, TurnMode::Embedded));
-    let turn_listener = turn_tcp.map(|address| listen(&*network, address, "TURN over TCP")).transpose()?;
+    let turn_listener = options.turn_tcp.map(|address| listen(&*network, address, "TURN over TCP")).transpose()?;
     let admin_listener = options.admin.map(|address| listen(&*network, address, "HTTP")).transpose()?;
     let bound = Bound {
         tls: tls_listener.local_address(),
@@ -84,7 +84,8 @@ fn share(
             turn_servers = embedded_servers(&options, &datagrams, bound, &relay_ips);
             let (limits, policy, public_ips) = (options.limits.clone(), policy.clone(), options.public_ips.clone());
             let config = TurnConfig { limits, policy, relay_ips, public_ips };
-            turn = Some(Mutex::new(TurnState::new(TurnServer::new(config, &secret, turn_rng, now()))));
+            let machine = TurnServer::new(config, &secret, turn_rng, now());
+            turn = Some(Mutex::new(TurnState::new(machine, options.turn_ports.clone(), rng)));
             credentials = Some(Credentials::new(&secret));
         }
         TurnMode::External(external) => {
@@ -114,6 +115,22 @@ fn share(
         wake: Notify::new(),
         stopping: watch::Sender::new(false),
     })
+}
+
+/// What is said of a TURN server that is not here would be without effect.
+fn check_turn(options: &RelayOptions) -> Result<(), RelayError> {
+    let embedded = matches!(options.turn, TurnMode::Embedded);
+    if !embedded && (options.turn_tcp.is_some() || options.turn_ports.is_some()) {
+        return Err(RelayError::Options(
+            "an address for TURN over TCP and ports for TURN need the embedded TURN server",
+        ));
+    }
+    match &options.turn_ports {
+        Some(ports) if ports.is_empty() || *ports.start() == 0 => {
+            Err(RelayError::Options("the ports for TURN go from a lower number, at least 1, to a higher one"))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn tls_config(options: &RelayOptions) -> Result<Arc<ServerConfig>, RelayError> {

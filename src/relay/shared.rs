@@ -17,7 +17,7 @@ use super::counters::{Counters, RelaySnapshot};
 use super::flows::FlowPath;
 use super::options::ExternalServer;
 use super::ports::TurnState;
-use super::quota::{AddressBuckets, network_of};
+use super::quota::{AddressBuckets, NetworkTally};
 use super::sessions::{Forwarded, NoRoom, Output, Rendezvous, SessionId};
 use super::stun::Origins;
 use super::turn::auth::Credentials;
@@ -29,6 +29,7 @@ use crate::nat::stun::{Method, Scanned};
 use crate::net::{DatagramSocket, HostNetwork};
 use crate::rendezvous::address::HostPort;
 use crate::rendezvous::forward::{parse_forward, put_forward};
+use crate::rendezvous::record::RendezvousRecord;
 use crate::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer, Welcome};
 
 /// A session's way out, and what its TURN credentials are called.
@@ -50,7 +51,7 @@ pub(super) struct Sessions {
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     count: usize,
-    by_network: HashMap<std::net::IpAddr, usize>,
+    by_network: NetworkTally,
     pub(super) next: u64,
 }
 
@@ -135,12 +136,26 @@ impl Shared {
     }
 
     pub(super) fn on_node_frame(&self, id: SessionId, frame: NodeFrame) {
-        let mut sessions = lock(&self.sessions);
         self.counters.frames.add(1);
-        if !sessions.machine.on_frame(id, frame, now()) {
+        let record = match &frame {
+            NodeFrame::Publish { record } => Some(record.clone()),
+            _ => None,
+        };
+        let mut taken = {
+            let mut sessions = lock(&self.sessions);
+            let taken = sessions.machine.on_frame(id, frame, now());
+            self.deliver(&mut sessions);
+            taken
+        };
+        if let Some(record) = record.filter(|_| taken) {
+            // Verified before the lock is taken again, which every forwarded datagram waits for.
+            let record = RendezvousRecord::decode(&record);
+            let publish = |record| lock(&self.sessions).machine.on_record(id, &record, now(), self.clock.now_us());
+            taken = record.is_ok_and(publish);
+        }
+        if !taken {
             self.counters.refused.add(1);
         }
-        self.deliver(&mut sessions);
     }
 
     /// Takes the outputs of the rendezvous machine to the sessions.
@@ -257,12 +272,12 @@ impl Shared {
     /// Counts a stream in; false when there are too many.
     pub(super) fn open_stream(&self, from: SocketAddr) -> Option<u64> {
         let mut streams = lock(&self.streams);
-        let there = streams.by_network.get(&network_of(from.ip())).copied().unwrap_or(0);
-        if streams.count >= self.limits.streams || there >= self.limits.streams_per_address {
+        let room = streams.by_network.has_room(from.ip(), self.limits.streams_per_address);
+        if streams.count >= self.limits.streams || !room {
             return None;
         }
         streams.count += 1;
-        *streams.by_network.entry(network_of(from.ip())).or_default() += 1;
+        streams.by_network.add(from.ip());
         streams.next += 1;
         Some(streams.next)
     }
@@ -271,12 +286,7 @@ impl Shared {
     pub(super) fn close_stream(&self, from: SocketAddr) {
         let mut streams = lock(&self.streams);
         streams.count = streams.count.saturating_sub(1);
-        if let Some(there) = streams.by_network.get_mut(&network_of(from.ip())) {
-            *there -= 1;
-            if *there == 0 {
-                streams.by_network.remove(&network_of(from.ip()));
-            }
-        }
+        streams.by_network.remove(from.ip());
     }
 
     /// The next moment at which a machine wants to be woken, and why.

@@ -197,7 +197,7 @@ where
     }
     let mut turn = lock(turn);
     turn.streams.remove(&id);
-    turn.machine.on_stream_closed(id);
+    turn.machine.on_stream_closed(client);
     turn.free();
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::ServerSessionMemoryCache;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -30,6 +30,34 @@ use tokio::time::Instant;
 use crate::identity::Identity;
 use crate::ids::PeerId;
 use crate::limits::{CERTIFICATE_MAX_BYTES, SESSION_TICKETS};
+
+/// What every verifier has in common, on either side: Ed25519 and TLS 1.3 alone. The verifier has a field `provider`; whether
+/// it is shown certificates or raw keys, the function of rustls that it names reads.
+macro_rules! ed25519_by_tls13 {
+    ($verify:expr) => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _shown: &CertificateDer<'_>,
+            _signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(Error::PeerIncompatible(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            shown: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            $verify(message, shown, signature, &self.provider.signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ED25519]
+        }
+    };
+}
 
 #[cfg(feature = "bridge")]
 pub(crate) mod raw_key;
@@ -167,20 +195,6 @@ fn only_peer(end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_
     }
 }
 
-fn verify_signature(
-    provider: &CryptoProvider,
-    message: &[u8],
-    certificate: &CertificateDer<'_>,
-    signature: &DigitallySignedStruct,
-) -> Result<HandshakeSignatureValid, Error> {
-    let algorithms = &provider.signature_verification_algorithms;
-    rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-}
-
-fn no_tls12() -> Error {
-    Error::PeerIncompatible(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13)
-}
-
 /// The client's verifier: exactly the key that was dialled, or, not pinned, whoever has a key and proves it.
 #[derive(Debug)]
 struct DialledPeer {
@@ -206,27 +220,7 @@ impl ServerCertVerifier for DialledPeer {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_signature(&self.provider, message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
+    ed25519_by_tls13!(verify_tls13_signature);
 }
 
 /// The server's verifier: any peer, but it must have a key and prove it; or, not mandatory, show none at all.
@@ -254,27 +248,7 @@ impl ClientCertVerifier for AnyPeer {
         only_peer(end_entity, intermediates).map(|_| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_signature(&self.provider, message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
+    ed25519_by_tls13!(verify_tls13_signature);
 }
 
 /// The identity as a key that rustls and rcgen sign with, without ever seeing the secret.

@@ -116,14 +116,16 @@ fn directory_name(file: &Path) -> String {
     blake3::hash(file.as_os_str().as_encoded_bytes()).to_hex().as_str()[..32].to_owned()
 }
 
+/// Makes a directory that only its owner can look into, and those above it, where there is none.
 #[cfg(unix)]
-fn create_private_dir(dir: &Path) -> std::io::Result<()> {
+pub fn create_private_dir(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// Makes a directory, and those above it, where there is none.
 #[cfg(not(unix))]
-fn create_private_dir(dir: &Path) -> std::io::Result<()> {
+pub fn create_private_dir(dir: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)
 }
 

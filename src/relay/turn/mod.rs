@@ -29,7 +29,7 @@ use self::allocation::Allocation;
 use self::auth::{Credentials, Nonces};
 use super::limits::RelayLimits;
 use super::peers::PeerPolicy;
-use super::quota::Bucket;
+use super::quota::{Bucket, NetworkTally, Tally, cost_of};
 use crate::nat::framing::{is_channel_data, parse_channel_data, put_channel_data};
 use crate::nat::stun::relayed::{payload, put_data};
 use crate::nat::stun::{AddressFamily, Class, Scanned, TransactionId};
@@ -107,7 +107,8 @@ pub(super) struct TurnServer {
     clients: HashMap<Client, AllocationId>,
     allocations: HashMap<AllocationId, Allocation>,
     by_relayed: HashMap<SocketAddr, AllocationId>,
-    by_name: HashMap<String, usize>,
+    by_name: Tally<String>,
+    by_network: NetworkTally,
     next_allocation: u64,
     bytes: Bucket,
     freed: Vec<PortId>,
@@ -126,7 +127,8 @@ impl TurnServer {
             clients: HashMap::new(),
             allocations: HashMap::new(),
             by_relayed: HashMap::new(),
-            by_name: HashMap::new(),
+            by_name: Tally::default(),
+            by_network: NetworkTally::default(),
             next_allocation: 0,
             freed: Vec::new(),
             next_check: None,
@@ -178,7 +180,7 @@ impl TurnServer {
     ) -> Option<Client> {
         let allocation = self.allocations.get_mut(&id).filter(|allocation| allocation.until > now)?;
         let permitted = allocation.permits(from.ip(), now);
-        let bytes = payload.len() as u64;
+        let bytes = cost_of(payload);
         if !permitted || !allocation.bytes.take(bytes, now) || !self.bytes.take(bytes, now) {
             return None;
         }
@@ -192,10 +194,9 @@ impl TurnServer {
     }
 
     /// A client's stream is gone, and its allocation with it (RFC 8656, section 3.1).
-    pub(super) fn on_stream_closed(&mut self, stream: u64) {
-        let gone = self.clients.iter().filter(|(client, _)| client.via == Via::Stream(stream));
-        for id in gone.map(|(_, id)| *id).collect::<Vec<_>>() {
-            self.free(id);
+    pub(super) fn on_stream_closed(&mut self, client: Client) {
+        if let Some(id) = self.clients.get(&client) {
+            self.free(*id);
         }
     }
 
@@ -243,7 +244,7 @@ impl TurnServer {
         let Some(allocation) = self.allocations.get_mut(&id).filter(|of| of.until > now) else {
             return Action::Drop("no allocation");
         };
-        let bytes = payload.len() as u64;
+        let bytes = cost_of(payload);
         if !allocation.bytes.take(bytes, now) || !self.bytes.take(bytes, now) {
             return Action::Drop("over quota");
         }
@@ -270,12 +271,8 @@ impl TurnServer {
             self.by_relayed.remove(&relayed);
             self.freed.push((id, AddressFamily::of(&relayed)));
         }
-        if let Some(of_user) = self.by_name.get_mut(&allocation.name) {
-            *of_user -= 1;
-            if *of_user == 0 {
-                self.by_name.remove(&allocation.name);
-            }
-        }
+        self.by_name.remove(&allocation.name);
+        self.by_network.remove(allocation.client.address.ip());
     }
 
     /// Ends one of the two addresses of an allocation.

@@ -141,12 +141,16 @@ impl TurnServer {
         if !families.iter().any(supported) {
             return Err(ErrorCode::AddressFamilyNotSupported);
         }
-        let used = self.by_name.get(&user.name).copied().unwrap_or(0);
-        if used >= self.config.limits.allocations_per_user {
+        let limits = &self.config.limits;
+        let ip = client.address.ip();
+        // A name is made up per session: who has many sessions has many names, but not many addresses.
+        if self.by_name.of(&user.name) >= limits.allocations_per_user
+            || !self.by_network.has_room(ip, limits.allocations_per_address)
+        {
             return Err(ErrorCode::AllocationQuotaReached);
         }
         let reserve = even_port == Some(EvenPort::AndReserveTheNext);
-        if reserve || self.allocations.len() >= self.config.limits.allocations {
+        if reserve || self.allocations.len() >= limits.allocations {
             return Err(ErrorCode::InsufficientCapacity);
         }
         let id = AllocationId(self.next_allocation);
@@ -170,7 +174,8 @@ impl TurnServer {
         let response = allocated(request, &allocation, now);
         self.clients.insert(client, id);
         self.by_relayed.extend(allocation.relayed.iter().map(|relayed| (*relayed, id)));
-        *self.by_name.entry(user.name.clone()).or_default() += 1;
+        self.by_name.add(user.name.clone());
+        self.by_network.add(ip);
         self.allocations.insert(id, allocation);
         self.next_check = Some(self.next_check.map_or(until, |check| check.min(until)));
         Ok(response)

@@ -6,7 +6,10 @@ use rand::SeedableRng;
 
 use super::auth::REALM;
 use super::*;
-use crate::limits::{TURN_CHANNELS, TURN_LIFETIME, TURN_LIFETIME_MAX, TURN_NONCE_LIFETIME, TURN_PERMISSIONS};
+use crate::limits::{
+    RELAY_DATAGRAM_COST_BYTES, RELAY_SITE_NETWORKS, TURN_CHANNELS, TURN_LIFETIME, TURN_LIFETIME_MAX,
+    TURN_NONCE_LIFETIME, TURN_PERMISSIONS,
+};
 use crate::nat::credentials::short_lived_password;
 use crate::nat::stun::relayed::put_send;
 use crate::nat::stun::{AddressFamily, Attribute, ChannelNumber, ErrorCode, IntegrityKey, Message, Request};
@@ -73,7 +76,11 @@ impl Bench {
 
     /// A client with credentials and a nonce.
     fn user(&mut self, n: u8, name: &str) -> User {
-        let client = Client { via: Via::Datagrams(0), address: ([192, 0, 2, n], 4000).into() };
+        self.user_at(([192, 0, 2, n], 4000).into(), name)
+    }
+
+    fn user_at(&mut self, address: SocketAddr, name: &str) -> User {
+        let client = Client { via: Via::Datagrams(0), address };
         let username = format!("{}:{name}", self.times.wall_us / 1_000_000 + 3600);
         let password = short_lived_password(SECRET, &username).to_string();
         let mut user = User { client, username, nonce: String::new(), password };
@@ -424,6 +431,28 @@ fn quotas_of_a_user_and_of_the_server_hold() {
 }
 
 #[test]
+fn who_makes_up_many_names_gets_no_more_addresses_than_its_own_network_may_have() {
+    let mut bench = Bench::new(RelayLimits::new().with_allocations_per_address(10));
+    let mut taken = |host: &dyn Fn(u16) -> IpAddr, names| {
+        let allocate = |n: u16| {
+            let user = bench.user_at((host(n), 1000 + n).into(), &format!("name {n}"));
+            let answer = bench.ask(&user, Request::allocate(AddressFamily::V4, TURN_LIFETIME));
+            assert!([None, Some(ErrorCode::AllocationQuotaReached)].contains(&answer.error()));
+            (answer.error().is_none(), user)
+        };
+        let users: Vec<_> = (0..names).map(allocate).filter(|(taken, _)| *taken).collect();
+        let (count, first) = (users.len(), users.into_iter().next().unwrap().1);
+        assert_eq!(bench.ask(&first, Request::refresh(Duration::ZERO)).error(), None);
+        (count, bench.allocate(&first).is_ipv4())
+    };
+    assert_eq!(taken(&|_| [192, 0, 2, 1].into(), 50), (10, true), "and one that ended makes room");
+    assert_eq!(taken(&|_| [192, 0, 2, 2].into(), 1), (1, true), "others are not concerned");
+    let site = |n| [0x2001, 0xdb8, 1, n, 0, 0, 0, 1].into();
+    assert_eq!(taken(&site, 100), (10 * RELAY_SITE_NETWORKS, true), "a /48 is more than an address, but not 65,536");
+    assert_eq!(bench.server.allocations(), 11 + 10 * RELAY_SITE_NETWORKS);
+}
+
+#[test]
 fn permissions_and_channels_are_bounded() {
     let mut bench = Bench::new(RelayLimits::new());
     let user = bench.user(1, "a");
@@ -443,13 +472,26 @@ fn permissions_and_channels_are_bounded() {
 
 #[test]
 fn bytes_over_the_quota_are_dropped() {
-    let rate = Rate { per_second: 100, burst: 100 };
+    let rate = Rate { per_second: 100, burst: 2 * (RELAY_DATAGRAM_COST_BYTES + 80) - 1 };
     let mut bench = Bench::new(RelayLimits::new().with_bytes_per_client(rate));
     let user = bench.user(1, "a");
     bench.allocate(&user);
     bench.ask(&user, Request::create_permission(peer().ip()));
     assert!(matches!(bench.send(&user, peer(), &[7; 80]), Sent::ToPeer(..)));
     assert_eq!(bench.send(&user, peer(), &[7; 80]), Sent::Dropped("over quota"));
+}
+
+#[test]
+fn a_datagram_costs_more_than_its_payload_also_when_it_is_empty() {
+    let rate = Rate { per_second: 1, burst: 10 * RELAY_DATAGRAM_COST_BYTES };
+    let mut bench = Bench::new(RelayLimits::new().with_bytes_per_client(rate));
+    let user = bench.user(1, "a");
+    bench.allocate(&user);
+    bench.ask(&user, Request::create_permission(peer().ip()));
+    let sent = (0..100).filter(|_| matches!(bench.send(&user, peer(), b""), Sent::ToPeer(..))).count();
+    assert_eq!(sent, 10);
+    let (now, mut out) = (bench.times.now, Vec::new());
+    assert_eq!(bench.server.on_peer_datagram(AllocationId(0), peer(), b"", now, &mut out), None);
 }
 
 #[test]
@@ -469,8 +511,8 @@ fn the_allocation_of_a_stream_ends_with_it() {
     let mut user = bench.user(1, "a");
     user.client.via = Via::Stream(5);
     bench.allocate(&user);
-    bench.server.on_stream_closed(4);
+    bench.server.on_stream_closed(Client { via: Via::Stream(4), ..user.client });
     assert_eq!(bench.server.allocations(), 1);
-    bench.server.on_stream_closed(5);
+    bench.server.on_stream_closed(user.client);
     assert_eq!((bench.server.allocations(), bench.server.take_freed()), (0, vec![FIRST]));
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
-use super::{SPKI_PREFIX, TlsError, TlsIdentity, named_peer, no_tls12};
+use super::{SPKI_PREFIX, TlsError, TlsIdentity, named_peer};
 
 impl TlsIdentity {
     /// The configuration to dial a Node with, for one protocol. The handshake fails unless the Node proves the key whose
@@ -29,7 +29,7 @@ impl TlsIdentity {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| TlsError(error.to_string()))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(DialledNode(self.provider.clone())))
+            .with_custom_certificate_verifier(Arc::new(DialledNode { provider: self.provider.clone() }))
             .with_client_cert_resolver(Arc::new(resolver));
         config.alpn_protocols = vec![protocol.to_vec()];
         config.enable_sni = false;
@@ -41,7 +41,9 @@ impl TlsIdentity {
 
 /// Exactly the key that was dialled, as a raw key.
 #[derive(Debug)]
-struct DialledNode(Arc<CryptoProvider>);
+struct DialledNode {
+    provider: Arc<CryptoProvider>,
+}
 
 impl ServerCertVerifier for DialledNode {
     fn verify_server_cert(
@@ -61,32 +63,21 @@ impl ServerCertVerifier for DialledNode {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        key: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let key = SubjectPublicKeyInfoDer::from(key.as_ref());
-        verify_tls13_signature_with_raw_key(message, &key, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
+    ed25519_by_tls13!(verify_raw_key);
 
     fn requires_raw_public_keys(&self) -> bool {
         true
     }
+}
+
+fn verify_raw_key(
+    message: &[u8],
+    key: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<HandshakeSignatureValid, Error> {
+    let key = SubjectPublicKeyInfoDer::from(key.as_ref());
+    verify_tls13_signature_with_raw_key(message, &key, signature, algorithms)
 }
 
 #[cfg(test)]
@@ -109,14 +100,16 @@ pub(crate) mod tests {
         let mut config = ServerConfig::builder_with_provider(tls.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
-            .with_client_cert_verifier(Arc::new(AnyKey(tls.provider.clone())))
+            .with_client_cert_verifier(Arc::new(AnyKey { provider: tls.provider.clone() }))
             .with_cert_resolver(Arc::new(resolver));
         config.alpn_protocols = vec![protocol.to_vec()];
         config
     }
 
     #[derive(Debug)]
-    struct AnyKey(Arc<CryptoProvider>);
+    struct AnyKey {
+        provider: Arc<CryptoProvider>,
+    }
 
     impl ClientCertVerifier for AnyKey {
         fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
@@ -132,28 +125,7 @@ pub(crate) mod tests {
             Ok(ClientCertVerified::assertion())
         }
 
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Err(no_tls12())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            key: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            let key = SubjectPublicKeyInfoDer::from(key.as_ref());
-            verify_tls13_signature_with_raw_key(message, &key, signature, &self.0.signature_verification_algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            vec![SignatureScheme::ED25519]
-        }
+        ed25519_by_tls13!(verify_raw_key);
 
         fn requires_raw_public_keys(&self) -> bool {
             true

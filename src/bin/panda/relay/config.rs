@@ -69,6 +69,7 @@ enum Mode {
 struct TurnConfig {
     mode: Mode,
     tcp: Option<SocketAddr>,
+    ports: Option<[u16; 2]>,
     #[serde(deserialize_with = "list")]
     servers: Vec<TurnUri>,
     secret: Option<String>,
@@ -99,12 +100,17 @@ struct LimitsConfig {
     requests_per_second: Option<u64>,
     flows: Option<usize>,
     flows_per_client: Option<usize>,
+    flows_per_address: Option<usize>,
     bytes_per_second: Option<u64>,
     bytes_per_second_per_client: Option<u64>,
     allocations: Option<usize>,
     allocations_per_user: Option<usize>,
+    allocations_per_address: Option<usize>,
     streams: Option<usize>,
     streams_per_address: Option<usize>,
+    stun_per_second_per_address: Option<u64>,
+    records: Option<usize>,
+    records_per_address: Option<usize>,
 }
 
 /// A host and a port, with a default for the port.
@@ -163,6 +169,9 @@ impl Config {
             Mode::Embedded | Mode::Off if !turn.servers.is_empty() || turn.secret.is_some() => {
                 Err("[turn] servers and secret need mode = \"external\"".into())
             }
+            Mode::External | Mode::Off if turn.tcp.is_some() || turn.ports.is_some() => {
+                Err("[turn] tcp and ports need mode = \"embedded\"".into())
+            }
             Mode::Embedded | Mode::External | Mode::Off => Ok(config),
         }
     }
@@ -218,6 +227,9 @@ impl Config {
         if let Some(tcp) = self.turn.tcp {
             options = options.with_turn_tcp(tcp);
         }
+        if let Some([first, last]) = self.turn.ports {
+            options = options.with_turn_ports(first..=last);
+        }
         match self.admin {
             Some(admin) => options.with_admin(admin),
             None => options,
@@ -241,12 +253,18 @@ impl LimitsConfig {
         let limits = set(limits, self.requests_per_second.map(rate(10)), RelayLimits::with_requests_per_client);
         let limits = set(limits, self.flows, RelayLimits::with_flows);
         let limits = set(limits, self.flows_per_client, RelayLimits::with_flows_per_client);
+        let limits = set(limits, self.flows_per_address, RelayLimits::with_flows_per_address);
         let limits = set(limits, self.bytes_per_second.map(rate(1)), RelayLimits::with_bytes);
         let limits = set(limits, self.bytes_per_second_per_client.map(rate(2)), RelayLimits::with_bytes_per_client);
         let limits = set(limits, self.allocations, RelayLimits::with_allocations);
         let limits = set(limits, self.allocations_per_user, RelayLimits::with_allocations_per_user);
+        let limits = set(limits, self.allocations_per_address, RelayLimits::with_allocations_per_address);
         let limits = set(limits, self.streams, RelayLimits::with_streams);
-        set(limits, self.streams_per_address, RelayLimits::with_streams_per_address)
+        let limits = set(limits, self.streams_per_address, RelayLimits::with_streams_per_address);
+        let stun = self.stun_per_second_per_address.map(rate(10));
+        let limits = set(limits, stun, RelayLimits::with_stun_per_address);
+        let limits = set(limits, self.records, RelayLimits::with_records);
+        set(limits, self.records_per_address, RelayLimits::with_records_per_address)
     }
 }
 
@@ -284,15 +302,58 @@ mod tests {
     #[test]
     fn every_commented_key_of_the_example_is_understood_too() {
         let example = include_str!("../../../../relay.example.toml");
-        let keys = ["# public_ips", "# relay_ips", "# [alternate]", "# ip =", "# port =", "# servers", "# secret"];
-        let uncommented = example.lines().map(|line| match keys.iter().any(|key| line.starts_with(key)) {
-            true => line.trim_start_matches("# "),
-            false => line,
+        // A comment that is a section or a key, and no sentence.
+        let is_name = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        let is_key = |text: &str| text.split_once(" = ").is_some_and(|(name, _)| is_name(name));
+        let uncommented = example.lines().map(|line| match line.strip_prefix("# ") {
+            Some(key) if key.starts_with('[') || is_key(key) => key,
+            _ => line,
         });
-        let text = uncommented.collect::<Vec<_>>().join("\n").replace("\"embedded\"\n", "\"external\"\n");
-        let config = Config::parse(&text).unwrap();
-        assert_eq!((config.turn.servers.len(), config.public_ips.len(), config.relay_ips.len()), (3, 1, 2));
-        assert!(config.alternate.is_some() && !format!("{config:?}").contains("static-auth-secret"));
+        let text = uncommented.collect::<Vec<_>>().join("\n");
+        for key in known_keys() {
+            assert!(text.lines().any(|line| line.starts_with(&key)), "{key} is not explained");
+        }
+        let embedded = text.replace("servers =", "# servers =").replace("secret =", "# secret =");
+        let config = Config::parse(&embedded).unwrap();
+        assert_eq!((config.public_ips.len(), config.relay_ips.len(), config.stun.len()), (1, 2, 1));
+        assert!(config.alternate.is_some() && config.turn.ports.is_some());
+        assert_eq!((config.peers.allow.len(), config.peers.deny.len()), (1, 1));
+        let external = text.replace("\"embedded\"\n", "\"external\"\n").replace("tcp =", "# tcp =");
+        let config = Config::parse(&external.replace("ports =", "# ports =")).unwrap();
+        assert!(config.turn.servers.len() == 3 && !format!("{config:?}").contains("static-auth-secret"));
+    }
+
+    /// All keys that may be in a file, and how its sections begin: an error lists what else it could have been.
+    fn known_keys() -> Vec<String> {
+        let sections = ["", "[turn]\n", "[peers]\n", "[limits]\n", "[alternate]\n"];
+        let listed = sections.map(|section| Config::parse(&format!("{section}unknown = 1")).unwrap_err());
+        let keys = listed.iter().flat_map(|error| error.split('`').skip(3).step_by(2));
+        let key = |key: &str| match sections.iter().find(|section| section.starts_with(&format!("[{key}]"))) {
+            Some(section) => section.trim().to_owned(),
+            None => format!("{key} = "),
+        };
+        let keys: Vec<_> = keys.map(key).collect();
+        assert!(keys.len() > 30, "{keys:?}");
+        keys
+    }
+
+    #[test]
+    fn every_quota_can_be_set_and_the_example_shows_the_defaults() {
+        let quotas = include_str!("../../../../relay.example.toml").split_once("[limits]").unwrap().1;
+        let limits = |text: &str| {
+            let text = format!("[limits]\n{text}");
+            format!("{:#?}", Config::parse(&text).unwrap().limits.into_limits())
+        };
+        let default = format!("{:#?}", RelayLimits::new());
+        assert_eq!(limits(quotas), default);
+        let others: Vec<_> = quotas.lines().map(|line| line.split_once(" = ").map_or("", |(key, _)| key)).collect();
+        let others = limits(
+            &others.into_iter().filter(|key| !key.is_empty()).fold(String::new(), |text, key| text + key + " = 7\n"),
+        );
+        let same = others.lines().zip(default.lines()).filter(|(left, right)| left == right);
+        let same: Vec<_> =
+            same.map(|(left, _)| left).filter(|line| line.contains(|c: char| c.is_ascii_digit())).collect();
+        assert_eq!(same, [""; 0], "cannot be set");
     }
 
     #[test]
@@ -305,6 +366,9 @@ mod tests {
             ("[turn]\nmode = \"maybe\"", "maybe"),
             ("[turn]\nmode = \"external\"", "secret"),
             ("[turn]\nsecret = \"x\"", "external"),
+            ("[turn]\nmode = \"off\"\ntcp = \"[::]:3478\"", "embedded"),
+            ("[turn]\nmode = \"off\"\nports = [1, 2]", "embedded"),
+            ("[turn]\nports = [1, 65536]", "65536"),
             ("[turn]\nmode = \"external\"\nsecret = \"x\"\nservers = [\"http:a\"]", "http:a"),
             ("[peers]\nallow = [\"10.0.0.0/40\"]", "10.0.0.0/40"),
         ] {

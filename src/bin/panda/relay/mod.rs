@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use self::config::{CONFIG_MAX_BYTES, Config, Server};
 use crate::error::CliError;
-use crate::options::stop_requested;
+use crate::options::{create_private_dir, stop_requested};
 
 /// How long nodes are given to hear that the relay goes.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -67,7 +67,7 @@ struct Started {
 pub async fn run(args: RelayArgs) -> Result<(), CliError> {
     let config = configuration(&args)?;
     let identity = match &config.identity {
-        Some(path) => Identity::load_or_create(path).map_err(PandaError::from)?,
+        Some(path) => kept_identity(path)?,
         None => Identity::generate(),
     };
     let relay = Relay::start(Arc::new(OsNetwork), config.into_options(identity))?;
@@ -95,6 +95,14 @@ pub async fn run(args: RelayArgs) -> Result<(), CliError> {
     stop_requested().await;
     relay.shutdown(SHUTDOWN).await;
     Ok(())
+}
+
+/// The key in that file; on the first start it is made, and the folder too.
+fn kept_identity(path: &Path) -> Result<Identity, CliError> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        create_private_dir(folder).map_err(CliError::io("create", folder))?;
+    }
+    Ok(Identity::load_or_create(path).map_err(PandaError::from)?)
 }
 
 /// What the arguments ask for, over what the file says.
@@ -166,6 +174,17 @@ mod tests {
         ] {
             assert_eq!(may_send_to_this_machine(&public), [false; 2], "{public:?}");
         }
+    }
+
+    #[test]
+    fn a_key_whose_folder_is_missing_is_made_with_it_and_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("var/lib/relay/identity");
+        let made = kept_identity(&path).unwrap().peer_id();
+        assert_eq!(kept_identity(&path).unwrap().peer_id(), made);
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        let error = kept_identity(&directory.path().join("file/identity")).unwrap_err();
+        assert!(error.to_string().contains("create"), "{error}");
     }
 
     #[test]
