@@ -1,6 +1,7 @@
 //! What is known of an open document now, as plain data: its newest operations, who has what, and how that looks to an editor.
 //!
-//! It knows no lock, no store and no clock: [`OpenDocument`](super::OpenDocument) holds it under its lock, and tells whoever waits.
+//! It knows no lock, no store and no clock: [`OpenDocument`](super::OpenDocument) holds it under its lock, and tells
+//! whoever waits.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
