@@ -1,6 +1,7 @@
 //! The ticket that invites to a document, and its text.
 //!
-//! A cold record like the addresses in it: bounded before and after decoding, no trailing bytes, a checksum against typing errors.
+//! A cold record like the addresses in it: bounded before and after decoding, no trailing bytes, a checksum against
+//! typing errors.
 
 use serde::{Deserialize, Serialize};
 
@@ -46,8 +47,8 @@ impl DocumentTicket {
         self.fit()
     }
 
-    /// Adds relays (`host` or `host:port`) where the peers can be found, at most 4 of at most 320 bytes; the rest is left out. Peers
-    /// that have no place beside them are left out as well.
+    /// Adds relays (`host` or `host:port`) where the peers can be found, at most 4 of at most 320 bytes; the rest is
+    /// left out. Peers that have no place beside them are left out as well.
     pub fn with_relays(mut self, relays: impl IntoIterator<Item = String>) -> Self {
         self.relays.extend(relays.into_iter().filter(|relay| relay.len() <= RELAY_MAX_BYTES));
         self.relays.truncate(TICKET_MAX_RELAYS);

@@ -78,7 +78,8 @@ impl<T> Sender<T> {
         });
     }
 
-    /// Changes the value and wakes everybody if `change` says that it did. Returns what it said; false after [`close`](Self::close).
+    /// Changes the value and wakes everybody if `change` says that it did. Returns what it said; false after
+    /// [`close`](Self::close).
     pub fn send_if_modified(&self, change: impl FnOnce(&mut T) -> bool) -> bool {
         let mut state = self.shared.lock();
         let changed = !state.closed && change(&mut state.value);

@@ -1,4 +1,4 @@
-//! `panda relay`, `panda share` and `panda doctor` as processes on loopback: what a person types, and what programs read.
+//! `panda relay`, `panda share`, `panda join` and `panda doctor` as processes on loopback: what a person types, and what programs read.
 
 #![cfg(feature = "cli")]
 
@@ -18,6 +18,12 @@ struct Running {
 }
 
 impl Running {
+    /// One that prints nothing to its standard output.
+    fn silent(command: &mut Command) -> Self {
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Self { child, line: String::new() }
+    }
+
     fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
@@ -141,6 +147,31 @@ fn a_shared_file_remembers_its_relay_and_the_doctor_reaches_it_by_its_ticket() {
     assert!(output.status.success(), "{report:#}");
     let paths = report["peers"][0]["paths"].as_array().unwrap();
     assert!(paths.iter().any(|path| path["in_use"] == true && path["round_trip_ms"].is_number()), "{report:#}");
+}
+
+#[test]
+fn a_joined_file_is_followed_again_without_its_ticket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let here = ["--no-lan", "--listen", "127.0.0.1:0", "--data-dir"];
+    let join = |ticket: &[&str], file: &str| {
+        let mut command = panda(&["join"]);
+        command.args(here).arg(path("joined")).args(ticket).arg(path(file));
+        command
+    };
+    let holds = |text: &str| wait_until(|| std::fs::read_to_string(path("bob.md")).is_ok_and(|found| found == text));
+    std::fs::write(path("alice.md"), "hello").unwrap();
+    let share = Running::start(panda(&["share"]).args(here).arg(path("shared")).arg(path("alice.md")));
+    let joined = Running::silent(&mut join(&[&share.line], "bob.md"));
+    holds("hello");
+    drop(joined);
+    std::fs::write(path("alice.md"), "hello again").unwrap();
+    let _joined = Running::silent(&mut join(&[], "bob.md"));
+    holds("hello again");
+    let never = panda(&["join", "--data-dir"]).arg(path("never")).arg(path("carol.md")).output().unwrap();
+    let said = String::from_utf8_lossy(&never.stderr).into_owned();
+    assert!(!never.status.success() && said.contains("follows no document yet"), "{said}");
+    assert!(!path("never").exists() && !path("carol.md").exists(), "nothing is made");
 }
 
 #[test]

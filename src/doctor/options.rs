@@ -73,6 +73,7 @@ impl DoctorOptions {
     }
 
     /// How peers are dialled. Default: from a free port of all addresses. In a simulation it must bring a socket.
+    /// Network, relays, seed and hello are the doctor's own, whatever it says.
     pub fn with_quic(mut self, options: QuicTransportOptions) -> Self {
         self.quic = options;
         self

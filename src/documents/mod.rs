@@ -19,6 +19,7 @@ mod follow;
 mod incoming;
 mod ingest;
 mod link;
+mod live;
 mod open_document;
 mod outgoing;
 mod presence;
@@ -28,7 +29,8 @@ mod session;
 mod subscription;
 
 pub use error::SessionError;
-pub use open_document::{DocumentStatus, OpenDocument, PeerProgress};
+pub use live::{DocumentStatus, PeerProgress};
+pub use open_document::OpenDocument;
 pub use presence::PresenceError;
 pub use queued::Queued;
 pub use receipt::Receipt;

@@ -3,12 +3,13 @@
 //! The store tells it what was committed, in order ([`CommitObserver`]); sessions and subscriptions read from here and go to
 //! the store only for what is older. Locks are held for moments and never across an `.await`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::live::{DocumentStatus, Live, PeerProgress, Recent};
 use super::presence::{PresenceBoard, PresenceError};
 use super::receipt::Receipt;
 use super::subscription::{StartFrom, Subscription};
@@ -16,72 +17,12 @@ use crate::address::PeerAddress;
 use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::ids::{LogId, PeerId};
-use crate::limits::{MAX_KNOWN_PEERS, RECENT_MAX_BYTES, RECENT_MAX_OPERATIONS};
+use crate::limits::MAX_KNOWN_PEERS;
 use crate::operation::SeqNum;
 use crate::store::{
     CommitObserver, DocumentRecord, DocumentState, Heads, Heard, Position, Store, StoreError, StoredOperation,
 };
 use crate::watch;
-
-/// Where a document stands.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DocumentStatus {
-    /// Connected peers that share it.
-    pub peers: usize,
-    /// Own operations that no peer has acknowledged.
-    pub pending: usize,
-    /// Operations that connected peers announced and that are not here yet.
-    pub missing: usize,
-    /// When an operation or an acknowledgement last came from a peer, in µs since the Unix epoch; `None` if never in this run.
-    pub last_sync_us: Option<u64>,
-    /// Authors whose log is frozen because they signed two operations in one place.
-    pub frozen: Vec<PeerId>,
-    /// This node's directory was restored from a backup or copied: nothing can be published until a peer was asked for
-    /// newer operations of our own.
-    pub unconfirmed: bool,
-}
-
-/// What one peer has of our own operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerProgress {
-    /// The peer.
-    pub peer: PeerId,
-    /// Whether a session with it is open.
-    pub connected: bool,
-    /// Own operations up to and including this one are durable there, as far as known in this run.
-    pub acknowledged: Option<SeqNum>,
-}
-
-/// Newly stored operations for a reader that is in step, or the news that it is not.
-pub(super) enum Recent {
-    /// Operations after the reader's position, in order; empty when there are none.
-    Operations(Vec<StoredOperation>),
-    /// The reader is behind what is kept in memory.
-    Behind,
-}
-
-#[derive(Debug, Default)]
-struct Peer {
-    sessions: usize,
-    acknowledged: Option<SeqNum>,
-    missing: u64,
-}
-
-#[derive(Debug)]
-struct Live {
-    heads: Heads,
-    newest: Position,
-    recent: VecDeque<StoredOperation>,
-    recent_bytes: usize,
-    /// Everything up to here is no longer, or never was, in `recent`.
-    forgotten: Position,
-    delivered: Option<SeqNum>,
-    peers: BTreeMap<PeerId, Peer>,
-    frozen: BTreeSet<PeerId>,
-    unconfirmed: bool,
-    last_sync_us: Option<u64>,
-}
 
 /// The state that all sessions, subscriptions and handles of one document share.
 #[derive(Debug)]
@@ -134,13 +75,7 @@ impl OpenDocument {
     /// What the store knew at the start; commits that were observed meanwhile are newer and stay.
     fn adopt(&self, state: DocumentState) {
         let mut live = self.live();
-        let observed = std::mem::replace(&mut live.heads, state.heads);
-        live.heads.extend(observed);
-        live.forgotten = state.newest;
-        live.newest = live.newest.max(state.newest);
-        live.delivered = live.delivered.max(state.delivered);
-        live.frozen.extend(state.frozen);
-        live.unconfirmed = state.unconfirmed;
+        live.adopt(state);
         let (newest, frozen) = (live.newest, live.frozen.len());
         drop(live);
         self.newest.send_replace(newest);
@@ -251,18 +186,7 @@ impl OpenDocument {
 
     /// Operations after `position`, at most `max_bytes` of them but at least one.
     pub(super) fn recent_after(&self, position: Position, max_bytes: usize) -> Recent {
-        let live = self.live();
-        if position < live.forgotten {
-            return Recent::Behind;
-        }
-        let start = live.recent.partition_point(|stored| stored.position <= position);
-        let mut bytes = 0;
-        let page = live.recent.range(start..).take_while(|stored| {
-            let first = bytes == 0;
-            bytes += stored.operation.size();
-            first || bytes <= max_bytes
-        });
-        Recent::Operations(page.cloned().collect())
+        self.live().recent_after(position, max_bytes)
     }
 
     /// Resolves when something newer than the last seen value was stored.
@@ -392,18 +316,12 @@ impl OpenDocument {
 
     /// How many peers have our own operation `seq_num`.
     pub(super) fn delivered_to(&self, seq_num: SeqNum) -> usize {
-        self.live().peers.values().filter(|peer| peer.acknowledged >= Some(seq_num)).count()
+        self.live().delivered_to(seq_num)
     }
 
     /// What each peer has.
     pub fn peers(&self) -> Vec<PeerProgress> {
-        let live = self.live();
-        let progress = |(peer, entry): (&PeerId, &Peer)| PeerProgress {
-            peer: *peer,
-            connected: entry.sessions > 0,
-            acknowledged: entry.acknowledged,
-        };
-        live.peers.iter().map(progress).collect()
+        self.live().progress()
     }
 
     /// How many own operations there are, and how many of them some peer has, from the first on.
@@ -412,17 +330,7 @@ impl OpenDocument {
     }
 
     fn refresh_status(&self) {
-        let live = self.live();
-        let (own, delivered) = live.own(&self.node);
-        let status = DocumentStatus {
-            peers: live.peers.values().filter(|peer| peer.sessions > 0).count(),
-            pending: own.saturating_sub(delivered),
-            missing: live.peers.values().map(|peer| peer.missing as usize).max().unwrap_or(0),
-            last_sync_us: live.last_sync_us,
-            frozen: live.frozen.iter().copied().collect(),
-            unconfirmed: live.unconfirmed,
-        };
-        drop(live);
+        let status = self.live().status(&self.node);
         self.status.send_if_modified(|current| {
             let changed = *current != status;
             *current = status;
@@ -432,40 +340,6 @@ impl OpenDocument {
 
     fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Live {
-    fn new() -> Self {
-        Self {
-            heads: Heads::new(),
-            newest: 0,
-            recent: VecDeque::new(),
-            recent_bytes: 0,
-            forgotten: 0,
-            delivered: None,
-            peers: BTreeMap::new(),
-            frozen: BTreeSet::new(),
-            unconfirmed: false,
-            last_sync_us: None,
-        }
-    }
-
-    fn own(&self, node: &PeerId) -> (usize, usize) {
-        let counted = |seq_num: Option<SeqNum>| seq_num.map_or(0, |seq_num| seq_num as usize + 1);
-        (counted(self.heads.get(node).map(|head| head.seq_num)), counted(self.delivered))
-    }
-
-    fn push(&mut self, stored: &StoredOperation) {
-        self.heads.insert(stored.operation.author(), stored.operation.head());
-        self.newest = stored.position;
-        self.recent_bytes += stored.operation.size();
-        self.recent.push_back(stored.clone());
-        while self.recent.len() > RECENT_MAX_OPERATIONS || self.recent_bytes > RECENT_MAX_BYTES {
-            let Some(oldest) = self.recent.pop_front() else { break };
-            self.recent_bytes -= oldest.operation.size();
-            self.forgotten = oldest.position;
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::error::SessionError;
-use super::open_document::Recent;
+use super::live::Recent;
 use super::session::{Half, Session};
 use crate::address::PeerAddress;
 use crate::ids::PeerId;

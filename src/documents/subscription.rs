@@ -11,7 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::open_document::{DocumentStatus, OpenDocument, Recent};
+use super::live::{DocumentStatus, Recent};
+use super::open_document::OpenDocument;
 use crate::ids::PeerId;
 use crate::limits::PAGE_MAX_BYTES;
 use crate::store::{Position, StoreError, StoredOperation};

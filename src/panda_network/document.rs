@@ -29,7 +29,8 @@ impl Document {
     }
 
     /// An invitation to this document: this node's addresses and relays of now, and up to 7 signed records of other peers that
-    /// share it, fewer when they would make its text longer than 8,192 characters. Whoever has it can read and write the document.
+    /// share it, fewer when they would make its text longer than 8,192 characters. Whoever has it can read and write
+    /// the document.
     ///
     /// # Errors
     /// [`PandaError::Store`] when the known peers cannot be read, [`PandaError::Address`] when this node's record cannot be made.

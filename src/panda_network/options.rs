@@ -108,8 +108,9 @@ impl PandaNetworkOptions {
         self
     }
 
-    /// Ask the router to let a port in when this node is behind a NAT. Default: on. Off, or where the router refuses, peers behind
-    /// symmetric NATs reach this node through a relay only. Never done with [`with_relay_only`](Self::with_relay_only).
+    /// Ask the router to let a port in when this node is behind a NAT. Default: on. Off, or where the router refuses,
+    /// peers behind symmetric NATs reach this node through a relay only. Never done with
+    /// [`with_relay_only`](Self::with_relay_only).
     pub fn with_port_mapping(mut self, port_mapping: bool) -> Self {
         self.reach.port_mapping = Some(port_mapping);
         self
@@ -139,9 +140,9 @@ impl PandaNetworkOptions {
         self
     }
 
-    /// Options of the QUIC transport. Default: its own. What is set here by a method of its own (listen address, relays, relay-only,
-    /// port mapping, birthday punching) counts more, in whatever order; what peers learn while connecting is the node's, whatever
-    /// [`QuicTransportOptions::with_hello`] says.
+    /// Options of the QUIC transport. Default: its own. What is set here by a method of its own (listen address,
+    /// relays, relay-only, port mapping, birthday punching) counts more, in whatever order; what peers learn while
+    /// connecting is the node's, whatever [`QuicTransportOptions::with_hello`] says.
     pub fn with_quic(mut self, options: QuicTransportOptions) -> Self {
         self.quic = options;
         self

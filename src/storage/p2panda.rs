@@ -1,10 +1,10 @@
 //! p2panda's store traits over our tables, so that p2panda code can read and fill our documents.
 //!
 //! They work with `p2panda_core::Operation<E>` for any extensions `E` that decode from a header of ours, and with any log
-//! id that encodes like the [`Hash`](struct@Hash) that names a document's log. Every call sees what is committed and is a transaction of
-//! its own, also the `_tx` variants: there is no transaction to hold open, and with one writer none is needed.
-//! What is inserted goes through the same checks as what a peer sends. What was acknowledged is never deleted or pruned:
-//! those calls fail with [`P2pandaStoreError::Unsupported`].
+//! id that encodes like the [`Hash`](struct@Hash) that names a document's log. Every call sees what is committed and is
+//! a transaction of its own, also the `_tx` variants: there is no transaction to hold open, and with one writer none is
+//! needed. What is inserted goes through the same checks as what a peer sends. What was acknowledged is never deleted
+//! or pruned: those calls fail with [`P2pandaStoreError::Unsupported`].
 
 use std::collections::BTreeMap;
 

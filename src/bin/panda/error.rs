@@ -35,6 +35,12 @@ pub enum CliError {
         /// The file.
         path: PathBuf,
     },
+    /// The file follows no document yet. The caller erred.
+    #[error("{path} follows no document yet; give the ticket as well: panda join TICKET {path}")]
+    NoDocument {
+        /// The file.
+        path: PathBuf,
+    },
     /// The data directory is that of another file. The caller erred.
     #[error("{data_dir} belongs to {file}; give another --data-dir, or move the file back there")]
     OtherFile {

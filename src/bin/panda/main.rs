@@ -132,8 +132,10 @@ mod tests {
         assert!(matches!(parse("panda share n.md --ticket-without-addresses --no-lan"),
             Ok(Command::Share(args)) if args.ticket_without_addresses && args.node.no_lan));
         assert!(
-            matches!(parse("panda join panda:abc notes.md -v"), Ok(Command::Join(args)) if args.ticket == "panda:abc")
+            matches!(parse("panda join panda:abc notes.md -v"), Ok(Command::Join(args)) if args.ticket.as_deref() == Some("panda:abc"))
         );
+        assert!(matches!(parse("panda join notes.md"), Ok(Command::Join(args))
+            if args.ticket.is_none() && args.file.to_str() == Some("notes.md")));
         assert!(
             matches!(parse("panda demo --json --trace t.gz"), Ok(Command::Demo(args)) if args.json && args.trace.is_some())
         );
@@ -186,6 +188,7 @@ mod tests {
         for line in [
             "panda",
             "panda share",
+            "panda join",
             "panda join panda:abc",
             "panda share x --durability never",
             "panda fly",

@@ -316,7 +316,8 @@ mod tests {
     #[test]
     fn real_traces_end_with_the_reference_text_everywhere() {
         let Some(dir) = std::env::var_os("PANDA_TRACE_DIR") else {
-            eprintln!("PANDA_TRACE_DIR is not set: the real traces were NOT replayed");
+            // Past the capture of tests. `.ci/run` sets it where there are traces.
+            let _ = writeln!(std::io::stderr(), "NOT RUN: real traces, PANDA_TRACE_DIR is not set");
             return;
         };
         for name in ["clownschool", "friendsforever"] {

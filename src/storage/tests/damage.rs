@@ -44,7 +44,7 @@ fn another_process_with_the_lock_keeps_us_out() {
         .stdout(std::process::Stdio::piped())
         .spawn();
     let Ok(mut other) = other else {
-        eprintln!("SKIPPED: there is no `flock` program here");
+        not_run("another process with the lock, which takes the program `flock`");
         return;
     };
     let mut line = String::new();

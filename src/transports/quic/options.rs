@@ -136,11 +136,12 @@ impl QuicTransportOptions {
         self
     }
 
-    /// Birthday punching. Default: off. It helps a peer behind a symmetric NAT and one behind a port-restricted one, which are relayed
-    /// otherwise: after ten seconds the one opens up to 256 sockets, which take as many entries in its router's table for
-    /// a minute or more, and the other tries up to 1,024 ports, which takes as many in its own, in about five seconds. Shallow
-    /// tables of cheap routers overflow. Both have to opt in, one peer is tried at a time, and not again for a quarter of an hour.
-    /// It takes two relays at different addresses to know the NAT. Never done with [`with_relay_only`](Self::with_relay_only).
+    /// Birthday punching. Default: off. It helps a peer behind a symmetric NAT and one behind a port-restricted one,
+    /// which are relayed otherwise: after ten seconds the one opens up to 256 sockets, which take as many entries in
+    /// its router's table for a minute or more, and the other tries up to 1,024 ports, which takes as many in its own,
+    /// in about five seconds. Shallow tables of cheap routers overflow. Both have to opt in, one peer is tried at a
+    /// time, and not again for a quarter of an hour. It takes two relays at different addresses to know the NAT. Never
+    /// done with [`with_relay_only`](Self::with_relay_only).
     pub fn with_birthday_punching(mut self, birthday_punching: bool) -> Self {
         self.birthday_punching = birthday_punching;
         self
