@@ -105,15 +105,6 @@ impl Node {
         PeerAddress::sign_capable(&self.identity, addresses, relays, capabilities, self.clock.now_us())
     }
 
-    /// Whether Nodes may take operations when no peer is known.
-    fn has_bridge(&self) -> bool {
-        #[cfg(feature = "bridge")]
-        let has_bridge = self.bridge.is_some();
-        #[cfg(not(feature = "bridge"))]
-        let has_bridge = false;
-        has_bridge
-    }
-
     fn stop_tasks(&self) {
         self.ended.store(true, Ordering::Release);
         // Dropping the set aborts its tasks.
@@ -269,11 +260,14 @@ impl PandaNetwork {
     pub async fn process_queued_operations(&self) -> Result<usize, PandaError> {
         let queued = self.node.documents.queued();
         self.node.connections.retry_now();
+        // Nodes may take what is queued when no peer is known.
         #[cfg(feature = "bridge")]
-        self.node.bridge.iter().for_each(crate::bridge::Bridge::retry_now);
+        let bridged = self.node.bridge.iter().map(crate::bridge::Bridge::retry_now).count() > 0;
+        #[cfg(not(feature = "bridge"))]
+        let bridged = false;
         let nobody = |state: &ConnectionState| match state {
             ConnectionState::Offline => true,
-            ConnectionState::Idle => !self.node.has_bridge(),
+            ConnectionState::Idle => !bridged,
             ConnectionState::Connecting | ConnectionState::Connected { .. } => false,
         };
         let mut state = self.connection_state();

@@ -1,6 +1,5 @@
 //! How a node comes up: its directory, its identity, every adapter and service, and the tasks between them.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -51,7 +50,10 @@ impl World {
 
     #[cfg(feature = "sim")]
     fn simulated(quic: &mut QuicTransportOptions, simulation: options::Simulation) -> Result<Self, PandaError> {
+        use std::net::SocketAddr;
+
         use crate::transport::TransportError;
+
         let options::Simulation { host, port, seed } = simulation;
         let address = SocketAddr::new(host.ip(), port);
         let socket = host.bind(port).map_err(|error| TransportError::Bind { address, reason: error.to_string() })?;
