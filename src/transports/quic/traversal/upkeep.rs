@@ -300,8 +300,10 @@ impl Upkeep {
                 true
             }
             Some(PathEvent::Lost) => {
-                self.signal_at = Some(Instant::now());
                 tracing::debug!(peer = %self.kept.peer.short(), "no path answers");
+                let now = Instant::now();
+                self.signal_at = Some(now);
+                self.signal(now);
                 false
             }
             None => false,
