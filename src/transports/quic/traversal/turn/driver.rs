@@ -55,6 +55,7 @@ pub(super) struct Plan {
     pub(super) credentials: TurnCredentials,
 }
 
+    pub(super) credentials_until: Instant,
 /// Why an allocation ended.
 #[derive(Debug, Error)]
 pub(super) enum TurnError {
@@ -154,6 +155,7 @@ fn start(traversal: &Traversal, plan: Plan, way: Way) -> Arc<Link> {
     traversal.turns.add(&traversal.paths, &link);
     link
 }
+    let options = options.with_credentials_until(plan.credentials_until.into_std());
 
 /// Gives the machine its time, and the server what the machine says.
 async fn tend(turns: &Turns, link: &Link, mut send: impl FnMut(Vec<u8>)) -> Result<(), TurnError> {
