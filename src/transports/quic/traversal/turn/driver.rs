@@ -4,6 +4,7 @@
 //! stream of its own, with two bounded queues: one for requests, and one for payloads, which are dropped when the server
 //! does not keep up. A stream on which nothing came for a while is asked for a sign of life.
 
+use std::future::ready;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::client::TlsStream;
 
 use super::Turns;
 use super::link::{Link, Way};
@@ -93,15 +93,18 @@ pub(super) async fn run(traversal: Arc<Traversal>, plan: Plan, stopped: oneshot:
 async fn serve(traversal: &Traversal, plan: Plan) -> TurnError {
     let ended = match plan.transport {
         TurnTransport::Udp => over_datagrams(traversal, plan).await,
-        TurnTransport::Tcp => match connect(traversal, &plan).await {
-            Ok(stream) => over_stream(traversal, plan, stream).await,
+        TurnTransport::Tcp => match connect(traversal, &plan, |stream| ready(Ok(stream))).await {
+            Ok(connected) => over_stream(traversal, plan, connected).await,
             Err(error) => Err(error),
         },
-        TurnTransport::Tls => match timeout(RELAY_CONNECT_DEADLINE, connect_tls(traversal, &plan)).await {
-            Ok(Ok(stream)) => over_stream(traversal, plan, stream).await,
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(TurnError::Timeout(RELAY_CONNECT_DEADLINE)),
-        },
+        TurnTransport::Tls => {
+            let Plan { server, key, .. } = &plan;
+            let shake_hands = |stream| async move { Ok(turn_tls::connect(&traversal.tls, server, key, stream).await?) };
+            match connect(traversal, &plan, shake_hands).await {
+                Ok(connected) => over_stream(traversal, plan, connected).await,
+                Err(error) => Err(error),
+            }
+        }
     };
     match ended {
         Err(error) => error,
@@ -245,27 +248,20 @@ async fn resolve(traversal: &Traversal, plan: &Plan) -> io::Result<Vec<SocketAdd
     }
 }
 
-async fn connect(traversal: &Traversal, plan: &Plan) -> Result<TokioStream, TurnError> {
+/// A stream to the server, and the address of ours that it hangs on.
+async fn connect<S, Shaken: Future<Output = Result<S, TurnError>>>(
+    traversal: &Traversal,
+    plan: &Plan,
+    shake_hands: impl Fn(TokioStream) -> Shaken,
+) -> Result<(S, Option<IpAddr>), TurnError> {
     let connected = async {
-        let mut error = io::Error::from(io::ErrorKind::NotFound);
         let addresses = resolve(traversal, plan).await?;
-        let share = RELAY_CONNECT_DEADLINE / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-        for address in addresses {
-            match timeout(share, stream::connect(&*traversal.options.network, address)).await {
-                Ok(Ok(stream)) => return Ok::<Box<dyn ByteStream>, io::Error>(stream),
-                Ok(Err(failed)) => error = failed,
-                Err(_) => error = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(error)
+        let shake_hands = |stream: Box<dyn ByteStream>, share| {
+            let (local, shaken) = (stream.local_ip(), shake_hands(TokioStream(stream)));
+            async move { Ok((timeout(share, shaken).await.map_err(|_| TurnError::Timeout(share))??, local)) }
+        };
+        stream::connect_with(&*traversal.options.network, addresses, RELAY_CONNECT_DEADLINE, shake_hands).await
     };
-    match timeout(RELAY_CONNECT_DEADLINE, connected).await {
-        Ok(stream) => Ok(TokioStream(stream?)),
-        Err(_) => Err(TurnError::Timeout(RELAY_CONNECT_DEADLINE)),
-    }
-}
-
-async fn connect_tls(traversal: &Traversal, plan: &Plan) -> Result<TlsStream<TokioStream>, TurnError> {
-    let stream = connect(traversal, plan).await?;
-    Ok(turn_tls::connect(&traversal.tls, &plan.server, &plan.key, stream).await?)
+    let connected = timeout(RELAY_CONNECT_DEADLINE, connected).await;
+    connected.map_err(|_| TurnError::Timeout(RELAY_CONNECT_DEADLINE))?.map(|(stream, _)| stream)
 }
