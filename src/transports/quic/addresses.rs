@@ -33,10 +33,15 @@ fn is_dialable(ip: &IpAddr) -> bool {
 /// Whether a machine with these interfaces has an address of the family of `to`: without one nothing can be sent there.
 pub(super) fn has_family(interfaces: &[IpAddr], to: IpAddr) -> bool {
     let to = to.to_canonical();
-    let outside = |ip: &IpAddr| is_dialable(ip) && !ip.is_loopback();
-    let mut outside = interfaces.iter().map(IpAddr::to_canonical).filter(outside).peekable();
+    let outside = outside(interfaces);
     // Interfaces that cannot be listed forbid nothing.
-    to.is_loopback() || outside.peek().is_none() || outside.any(|ip| ip.is_ipv4() == to.is_ipv4())
+    to.is_loopback() || outside.is_empty() || outside.iter().any(|ip| ip.is_ipv4() == to.is_ipv4())
+}
+
+/// The addresses that a network gives this machine: what changes when it comes into another one. Not those of a single
+/// interface, and in no order, since containers and virtual machines come and go with some of their own.
+pub(super) fn outside(interfaces: &[IpAddr]) -> BTreeSet<IpAddr> {
+    interfaces.iter().map(IpAddr::to_canonical).filter(|ip| is_dialable(ip) && !ip.is_loopback()).collect()
 }
 
 /// Addresses that mean something in one network only.
@@ -86,6 +91,31 @@ mod tests {
         let (four, six) = ("203.0.113.1", "2001:db8::1");
         let only_four = ["127.0.0.1", "192.0.2.7", "::1", "fe80::1"];
         assert!(has(&only_four, four) && has(&only_four, "::ffff:203.0.113.1") && !has(&only_four, six));
+    #[test]
+    fn networks_of_containers_displace_neither_the_first_private_address_nor_the_public_one() {
+        let containers = (0..30).map(|number| format!("172.17.{number}.1"));
+        let interfaces = ["127.0.0.1".to_owned(), "192.168.1.2".to_owned()].into_iter().chain(containers);
+        let interfaces = interfaces.chain(["2001:db8::7".to_owned()]).map(|ip| ip.parse().unwrap());
+        let interfaces: Vec<IpAddr> = interfaces.collect();
+        let mut addresses = host_addresses("[::]:4000".parse().unwrap(), &interfaces);
+        assert_eq!(addresses.len(), PEER_ADDRESS_MAX_ADDRESSES);
+        shorten(&mut addresses, 3);
+        let expected = ["192.168.1.2:4000", "172.17.0.1:4000", "[2001:db8::7]:4000"];
+        assert_eq!(addresses, expected.map(|address| address.parse::<SocketAddr>().unwrap()));
+    }
+
+    #[test]
+    fn link_local_addresses_and_another_order_are_no_other_network() {
+        let network = |interfaces: &[&str]| {
+            let interfaces: Vec<_> = interfaces.iter().map(|ip| ip.parse().unwrap()).collect();
+            outside(&interfaces)
+        };
+        let home = network(&["127.0.0.1", "192.168.1.2", "2001:db8::7", "fe80::1"]);
+        assert_eq!(home, network(&["2001:db8::7", "fe80::1", "fe80::2", "::1", "192.168.1.2"]));
+        assert_ne!(home, network(&["127.0.0.1", "192.168.1.3", "2001:db8::7"]));
+        assert_ne!(home, network(&["127.0.0.1", "192.168.1.2"]));
+    }
+
         let only_six = ["127.0.0.1", "2001:db8::7"];
         assert!(has(&only_six, six) && !has(&only_six, four) && has(&only_six, "127.0.0.2"));
         assert!(has(&[], four) && has(&["127.0.0.1"], six), "what is not known forbids nothing");

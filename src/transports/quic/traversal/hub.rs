@@ -290,14 +290,15 @@ impl Hub {
         self.traversal.port_mapping.on_network_change();
         self.traversal.birthdays.on_network_change();
         self.binding.on_network_change(Instant::now().into_std());
-        self.turn.on_network_change();
+        self.turn.on_network_change(&self.traversal.turns, &self.interfaces);
         self.drive_turn();
         self.tell_candidates();
     }
 
     /// Looks at what tells nobody when it changes.
     fn look(&mut self) {
-        if self.traversal.options.network.interface_addresses() != self.interfaces {
+        let interfaces = self.traversal.options.network.interface_addresses();
+        if outside(&interfaces) != outside(&self.interfaces) {
             tracing::info!("the network changed");
             self.traversal.on_network_change();
         }

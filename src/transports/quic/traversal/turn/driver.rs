@@ -39,6 +39,8 @@ const READ_BYTES: usize = 16 * 1024;
 const WRITE_BYTES: usize = 16 * 1024;
 /// How long the answer to a request for a sign of life may take.
 const LIFE_WAIT: Duration = Duration::from_secs(5);
+/// The same after the network changed, as for a session with a relay.
+const CHANGED_WAIT: Duration = Duration::from_millis(1500);
 /// When nothing is due.
 const FAR: Duration = Duration::from_secs(3600);
 
@@ -53,9 +55,9 @@ pub(super) struct Plan {
     /// The server's key, if it is known.
     pub(super) key: ServerKey,
     pub(super) credentials: TurnCredentials,
+    pub(super) credentials_until: Instant,
 }
 
-    pub(super) credentials_until: Instant,
 /// Why an allocation ended.
 #[derive(Debug, Error)]
 pub(super) enum TurnError {
@@ -129,12 +131,12 @@ async fn over_datagrams(traversal: &Traversal, plan: Plan) -> Result<(), TurnErr
 async fn over_stream<S: AsyncRead + AsyncWrite + Send>(
     traversal: &Traversal,
     plan: Plan,
-    stream: S,
+    (stream, local): (S, Option<IpAddr>),
 ) -> Result<(), TurnError> {
     let (payloads, to_send) = mpsc::channel(TURN_SEND_QUEUE);
     // As many as can be under way, and signs of life.
     let (requests, to_ask) = mpsc::channel(2 * TURN_MAX_TRANSACTIONS);
-    let link = start(traversal, plan, Way::Stream(payloads));
+    let link = start(traversal, plan, Way::Stream { frames: payloads, local });
     let (read, write) = tokio::io::split(stream);
     tokio::select! {
         biased;
@@ -153,12 +155,12 @@ fn start(traversal: &Traversal, plan: Plan, way: Way) -> Arc<Link> {
     };
     // Which family a peer has is not known before it is met.
     let options = TurnOptions::new(plan.transport).with_both_families();
+    let options = options.with_credentials_until(plan.credentials_until.into_std());
     let allocation = Allocation::new(options, plan.credentials, traversal.random());
     let link = Arc::new(Link::new(Instant::now().into_std(), plan.id, kind, way, allocation));
     traversal.turns.add(&traversal.paths, &link);
     link
 }
-    let options = options.with_credentials_until(plan.credentials_until.into_std());
 
 /// Gives the machine its time, and the server what the machine says.
 async fn tend(turns: &Turns, link: &Link, mut send: impl FnMut(Vec<u8>)) -> Result<(), TurnError> {
@@ -186,21 +188,30 @@ async fn read_frames<S: AsyncRead>(
     requests: &mpsc::Sender<Bytes>,
 ) -> Result<(), TurnError> {
     let (mut framer, mut chunk) = (TurnFramer::new(), BytesMut::with_capacity(READ_BYTES));
-    let mut asked = false;
+    let mut deadline = Instant::now() + NAT_KEEP_ALIVE_MAX;
+    // How long the answer is waited for, once it was asked for.
+    let mut asked = None;
     loop {
         chunk.clear();
         chunk.reserve(READ_BYTES);
-        match timeout(if asked { LIFE_WAIT } else { NAT_KEEP_ALIVE_MAX }, read.read_buf(&mut chunk)).await {
-            Ok(Ok(0)) => return Ok(()),
-            Ok(Ok(_)) => asked = false,
-            Ok(Err(error)) => return Err(error.into()),
-            Err(_) if asked => return Err(TurnError::Timeout(LIFE_WAIT)),
-            Err(_) => {
-                asked = true;
-                let id = TransactionId::from_random(traversal.random());
-                if let Ok(request) = Request::binding().seal(id, None) {
-                    let _ = requests.try_send(Bytes::copy_from_slice(request.bytes()));
-                }
+        let wait = tokio::select! {
+            biased;
+            read = read.read_buf(&mut chunk) => match read? {
+                0 => return Ok(()),
+                _ => None,
+            },
+            () = link.doubted.notified() => Some(CHANGED_WAIT),
+            () = sleep_until(deadline) => match asked {
+                Some(waited) => return Err(TurnError::Timeout(waited)),
+                None => Some(LIFE_WAIT),
+            },
+        };
+        deadline = Instant::now() + wait.unwrap_or(NAT_KEEP_ALIVE_MAX);
+        asked = wait;
+        if wait.is_some() {
+            let id = TransactionId::from_random(traversal.random());
+            if let Ok(request) = Request::binding().seal(id, None) {
+                let _ = requests.try_send(Bytes::copy_from_slice(request.bytes()));
             }
         }
         framer.push(&chunk);

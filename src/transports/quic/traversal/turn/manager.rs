@@ -94,9 +94,10 @@ impl Manager {
         self.failed.retain(|key, _| self.offers.values().any(|offers| offers.has(key)));
     }
 
-    /// Everything that is known of the network is void, and streams in it are dead.
-    pub(in crate::transports::quic::traversal) fn on_network_change(&mut self) {
-        self.running.clear();
+    /// Everything that is known of the network is void. An allocation stays when its stream hangs on an address that this
+    /// machine still has, and has to prove that it lives; others are made anew.
+    pub(in crate::transports::quic::traversal) fn on_network_change(&mut self, turns: &Turns, interfaces: &[IpAddr]) {
+        self.running.retain(|id, _| turns.outlives(*id, interfaces));
         self.failed.clear();
         self.asked = None;
     }
@@ -265,8 +266,8 @@ impl Manager {
             relay_ip: offers.info.address.ip(),
             key: server_key,
             credentials,
-        };
             credentials_until: offers.good_until(server),
+        };
         let (stop, stopped) = oneshot::channel();
         self.running.insert(id, Running { key, unwanted_since: None, _stop: stop });
         traversal.spawn(driver::run(traversal.clone(), plan, stopped));
@@ -280,12 +281,12 @@ impl Offers {
         Duration::from_secs(shortest.unwrap_or(0).into())
     }
 
-    fn has(&self, key: &Key) -> bool {
     /// When the credentials for this server expire.
     fn good_until(&self, server: &TurnServer) -> Instant {
         self.received + Duration::from_secs(server.lifetime_s.into())
     }
 
+    fn has(&self, key: &Key) -> bool {
         self.servers.iter().any(|server| server.transport == key.0 && server.server == key.1)
     }
 }
@@ -347,7 +348,6 @@ mod tests {
     }
 
     #[test]
-    #[test]
     fn credentials_are_void_when_they_are_refused_at_once_and_not_when_an_old_allocation_outlived_its_own() {
         for (lived, usable_later) in [(true, true), (false, false)] {
             let (mut manager, relay) = (Manager::default(), "relay.example.org:443".parse().unwrap());
@@ -362,6 +362,7 @@ mod tests {
         }
     }
 
+    #[test]
     fn a_nat_is_symmetric_when_two_servers_see_different_addresses_of_one_family() {
         let seen = |addresses: &[&str]| {
             let server = SocketAddr::from(([192, 0, 2, 1], 3478));
