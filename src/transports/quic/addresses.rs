@@ -18,8 +18,17 @@ pub(super) fn host_addresses(bound: SocketAddr, interfaces: &[IpAddr]) -> Vec<So
     let mut seen = BTreeSet::new();
     let mut addresses: Vec<_> = ips.filter(|ip| seen.insert(*ip)).map(|ip| SocketAddr::new(ip, bound.port())).collect();
     addresses.sort_by_key(|address| address.ip().is_loopback());
-    addresses.truncate(PEER_ADDRESS_MAX_ADDRESSES);
+    shorten(&mut addresses, PEER_ADDRESS_MAX_ADDRESSES);
     addresses
+}
+
+/// Leaves so many addresses of this machine in their order. Those that help least go: loopback, and the last private ones,
+/// which may be those of networks of containers.
+pub(super) fn shorten(addresses: &mut Vec<SocketAddr>, most: usize) {
+    let mut ranked = addresses.clone();
+    ranked.sort_by_key(|address| (address.ip().is_loopback(), is_private(address.ip())));
+    let gone: BTreeSet<_> = ranked.into_iter().skip(most).collect();
+    addresses.retain(|address| !gone.contains(address));
 }
 
 /// Link-local IPv6 addresses mean nothing without the interface they belong to.
@@ -30,18 +39,18 @@ fn is_dialable(ip: &IpAddr) -> bool {
     }
 }
 
+/// The addresses that a network gives this machine: what changes when it comes into another one. Not those of a single
+/// interface, and in no order, since containers and virtual machines come and go with some of their own.
+pub(super) fn outside(interfaces: &[IpAddr]) -> BTreeSet<IpAddr> {
+    interfaces.iter().map(IpAddr::to_canonical).filter(|ip| is_dialable(ip) && !ip.is_loopback()).collect()
+}
+
 /// Whether a machine with these interfaces has an address of the family of `to`: without one nothing can be sent there.
 pub(super) fn has_family(interfaces: &[IpAddr], to: IpAddr) -> bool {
     let to = to.to_canonical();
     let outside = outside(interfaces);
     // Interfaces that cannot be listed forbid nothing.
     to.is_loopback() || outside.is_empty() || outside.iter().any(|ip| ip.is_ipv4() == to.is_ipv4())
-}
-
-/// The addresses that a network gives this machine: what changes when it comes into another one. Not those of a single
-/// interface, and in no order, since containers and virtual machines come and go with some of their own.
-pub(super) fn outside(interfaces: &[IpAddr]) -> BTreeSet<IpAddr> {
-    interfaces.iter().map(IpAddr::to_canonical).filter(|ip| is_dialable(ip) && !ip.is_loopback()).collect()
 }
 
 /// Addresses that mean something in one network only.
@@ -83,15 +92,6 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_address_of_a_family_cannot_send_to_it() {
-        let has = |interfaces: &[&str], to: &str| {
-            let interfaces: Vec<_> = interfaces.iter().map(|ip| ip.parse().unwrap()).collect();
-            has_family(&interfaces, to.parse().unwrap())
-        };
-        let (four, six) = ("203.0.113.1", "2001:db8::1");
-        let only_four = ["127.0.0.1", "192.0.2.7", "::1", "fe80::1"];
-        assert!(has(&only_four, four) && has(&only_four, "::ffff:203.0.113.1") && !has(&only_four, six));
-    #[test]
     fn networks_of_containers_displace_neither_the_first_private_address_nor_the_public_one() {
         let containers = (0..30).map(|number| format!("172.17.{number}.1"));
         let interfaces = ["127.0.0.1".to_owned(), "192.168.1.2".to_owned()].into_iter().chain(containers);
@@ -116,6 +116,15 @@ mod tests {
         assert_ne!(home, network(&["127.0.0.1", "192.168.1.2"]));
     }
 
+    #[test]
+    fn what_has_no_address_of_a_family_cannot_send_to_it() {
+        let has = |interfaces: &[&str], to: &str| {
+            let interfaces: Vec<_> = interfaces.iter().map(|ip| ip.parse().unwrap()).collect();
+            has_family(&interfaces, to.parse().unwrap())
+        };
+        let (four, six) = ("203.0.113.1", "2001:db8::1");
+        let only_four = ["127.0.0.1", "192.0.2.7", "::1", "fe80::1"];
+        assert!(has(&only_four, four) && has(&only_four, "::ffff:203.0.113.1") && !has(&only_four, six));
         let only_six = ["127.0.0.1", "2001:db8::7"];
         assert!(has(&only_six, six) && !has(&only_six, four) && has(&only_six, "127.0.0.2"));
         assert!(has(&[], four) && has(&["127.0.0.1"], six), "what is not known forbids nothing");
