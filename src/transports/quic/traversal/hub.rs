@@ -286,6 +286,7 @@ impl Hub {
 
     fn on_network_change(&mut self) {
         self.interfaces = self.traversal.options.network.interface_addresses();
+        self.traversal.networks.fetch_add(1, Ordering::Relaxed);
         self.remembered = Some((Instant::now(), self.servers.clone()));
         self.traversal.port_mapping.on_network_change();
         self.traversal.birthdays.on_network_change();

@@ -20,7 +20,7 @@ mod turn;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -114,6 +114,8 @@ pub(super) struct Traversal {
     /// The same for IPv6.
     public_v6: AtomicBool,
     network_changed: Notify,
+    /// Counts the changes.
+    networks: AtomicU64,
     /// Somebody has reason to think that it did: a path does not answer.
     look: Notify,
     port_mapping: PortMapping,
@@ -148,15 +150,16 @@ impl Traversal {
             heard,
             sessions: Mutex::default(),
             meetings: Mutex::default(),
+            answered: Mutex::default(),
             flows: Mutex::default(),
             flows_changed: watch::Sender::new(0),
-            answered: Mutex::default(),
             refused_flows: Mutex::default(),
             turns: Turns::new(),
             candidates: watch::Sender::new(hosts),
             public_v4: AtomicBool::new(false),
             public_v6: AtomicBool::new(false),
             network_changed: Notify::new(),
+            networks: AtomicU64::new(0),
             look: Notify::new(),
             port_mapping: PortMapping::new(enabled),
             birthdays,
@@ -276,10 +279,10 @@ impl Traversal {
         of_connection: bool,
     ) -> Option<u32> {
         let consumer = u32::from_be_bytes(self.random());
-        let mut sessions = lock(&self.sessions);
-        if sessions.len() >= TRAVERSAL_SESSIONS || sessions.contains_key(&session) {
-            return None;
         let most = if of_connection { TRAVERSAL_SESSIONS } else { TRAVERSAL_SESSIONS - MAX_CONNECTIONS };
+        let mut sessions = lock(&self.sessions);
+        if sessions.len() >= most || sessions.contains_key(&session) {
+            return None;
         }
         sessions.insert(session, Registered { key, input, consumer, in_use: None });
         Some(consumer)
