@@ -8,10 +8,12 @@ mod places;
 
 use std::time::Duration;
 
+use panda_network::net::HostNetwork;
 use panda_network::sim::{self, FirewallOptions, SimHost};
 use panda_network::transport::{ConnectionInfo, PathKind};
+use panda_network::transports::relay_client::RelayState;
 use places::{Node, Place, World, payloads};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 fn seed() -> u64 {
     std::env::var("PANDA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
@@ -92,4 +94,22 @@ fn where_udp_is_blocked_too_a_relayed_address_of_the_other_family_is_lent() {
 fn firewalls_that_block_ipv6_leave_what_ipv4_allows() {
     let found = settled(|world| [Place::PortRestricted; 2].map(|place| world.dual_stack_host(place, office())));
     assert_eq!(paths(&found), [(PathKind::Punched, false); 2]);
+}
+
+#[test]
+fn a_network_whose_ipv6_swallows_everything_delays_a_relay_by_a_quarter_of_a_second() {
+    let took = sim::run(seed(), |sim| async move {
+        let world = World::dual_stack(&sim, Duration::from_millis(50));
+        let host = world.dual_stack_host(Place::Public, home());
+        let six = |host: &SimHost| host.interface_addresses().into_iter().find(|ip| ip.is_ipv6()).unwrap();
+        world.network.partition(&[six(&host)], &[six(&world.relays[0].0)]);
+        let started = Instant::now();
+        let alice = world.node_on(host, "alice").await;
+        while !alice.network.relays().iter().any(|(_, state)| matches!(state, RelayState::Up(_))) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        started.elapsed()
+    });
+    println!("up after {took:?}");
+    assert!(took <= Duration::from_millis(250 + 4 * 100), "{took:?}");
 }

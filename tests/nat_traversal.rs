@@ -230,6 +230,37 @@ fn a_new_connection_is_not_in_doubt_and_sends_nothing_twice() {
     });
 }
 
+/// Behind a symmetric NAT another relay sees the node at another address.
+#[test]
+fn one_more_address_of_a_node_puts_no_connection_in_doubt() {
+    sim::run(seed(), |sim| async move {
+        let world = World::with_relays(&sim, LinkOptions::new().with_latency(Duration::from_millis(50)), 2);
+        let relay = |number: usize| world.relays[number].1.address().to_string();
+        let at = |relay: String| |options: PandaNetworkOptions| options.with_relays([relay]);
+        let alice = world.node_with(world.host(Place::Symmetric), "alice", at(relay(0))).await;
+        let bob = world.node_with(world.host(Place::FullCone), "bob", at(relay(0))).await;
+        let carol = world.node_with(world.host(Place::Public), "carol", at(relay(1))).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let document = alice.network.create().await.unwrap();
+        document.publish("hello").await.unwrap();
+        let there = bob.network.open(document.ticket().await.unwrap()).await.unwrap();
+        assert_eq!(places::payloads(&there, 1).await, ["hello"]);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let elsewhere = carol.network.create().await.unwrap();
+        let told = document.ticket().await.unwrap().peers()[0].addresses().len();
+        let repeated = alice.network.socket_stats().repeated;
+        let _opened = alice.network.open(elsewhere.ticket().await.unwrap()).await.unwrap();
+        for number in 1..250 {
+            document.publish(format!("{number}")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let now = document.ticket().await.unwrap().peers()[0].addresses().len();
+        assert!(now > told, "{told} addresses, then {now}");
+        assert_eq!(places::payloads(&there, 250).await.len(), 250);
+        assert_eq!(alice.network.socket_stats().repeated, repeated);
+    });
+}
+
 #[test]
 fn a_peer_that_refuses_through_a_relay_is_dialled_again_no_faster_than_backoff_says() {
     sim::run(seed(), |sim| async move {

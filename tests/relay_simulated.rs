@@ -15,6 +15,8 @@ use panda_network::identity::Identity;
 use panda_network::relay::{Relay, RelayOptions};
 use panda_network::rendezvous::wire::{NodeFrame, RelayFrame};
 use panda_network::sim::{self, LinkOptions, Sim, SimNetwork};
+use panda_network::transports::relay_client::{RelayClient, RelayState};
+use panda_network::transports::tls::TlsIdentity;
 use tokio::time::{Instant, timeout};
 
 const RELAY: [u8; 4] = [198, 51, 100, 1];
@@ -107,4 +109,24 @@ fn a_node_that_vanished_is_not_here_any_more() {
         Ok::<_, sim::SimError>(())
     })
     .unwrap();
+}
+
+#[test]
+fn a_change_of_network_is_heard_while_a_session_is_being_made() {
+    sim::run(1, |sim| async move {
+        let (network, relay) = network(&sim);
+        let laptop = network.host(BOB.into());
+        network.isolate(BOB.into());
+        let tls = Arc::new(TlsIdentity::new(&Identity::from_seed(&[2; 32])).unwrap());
+        let (heard, _to_hear) = tokio::sync::mpsc::channel(16);
+        let client = RelayClient::start(Arc::new(laptop.clone()), tls, relay.address().clone(), heard, || 0.5);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(matches!(&*client.state().borrow(), RelayState::Connecting));
+        laptop.reconnect();
+        laptop.move_to(&network.internet(), ALICE.into()).unwrap();
+        let moved = Instant::now();
+        client.on_network_change();
+        let up = client.state().wait_for(|state| matches!(state, RelayState::Up(_))).await.is_ok();
+        assert!(up && moved.elapsed() <= Duration::from_millis(4 * 20), "{:?}", moved.elapsed());
+    });
 }

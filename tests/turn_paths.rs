@@ -81,6 +81,27 @@ fn when_a_turn_server_dies_the_connection_goes_on_at_the_other() {
 }
 
 #[test]
+fn an_interface_that_comes_up_beside_the_one_in_use_ends_no_allocation() {
+    // A container's, which means nothing to others, and one that may lead somewhere.
+    for ip in ["fe80::7", "2001:db8:77::7"] {
+        sim::run(seed(), move |sim| async move {
+            let world = World::new(&sim, Duration::from_millis(50));
+            let alice = world.node(Place::UdpBlocked, "alice").await;
+            let bob = world.node(Place::PortRestricted, "bob").await;
+            sleep(seconds(5)).await;
+            let (here, there) = shared_document(&alice, &bob).await;
+            let remote = || bob.network.connections()[0].0.remote_address;
+            let before = remote();
+            alice.host.add_address(&world.network.internet(), ip.parse().unwrap()).unwrap();
+            sleep(seconds(10)).await;
+            passes(&here, &there, "beside another interface", 1).await;
+            assert_eq!((path(&alice), remote()), (PathKind::TurnTls, before), "{ip}");
+            assert_eq!(world.relays[0].1.snapshot().allocations, 1);
+        });
+    }
+}
+
+#[test]
 fn a_laptop_is_carried_into_an_office_without_udp_and_out_again() {
     sim::run(seed(), |sim| async move {
         let world = World::new(&sim, Duration::from_millis(50));

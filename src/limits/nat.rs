@@ -153,8 +153,16 @@ pub const TURN_SEND_QUEUE: usize = 256;
 /// Check inputs that wait for one session. More: as if they had been lost.
 pub const CHECKS_WAITING: usize = 64;
 
-/// Sessions of checks at once: one per connection, and one per meeting under way. More: no checks for further ones.
-pub const TRAVERSAL_SESSIONS: usize = 2 * MAX_CONNECTIONS;
+/// Sessions of checks at once: one per connection, and one per meeting under way. More: no checks for further ones. Meetings
+/// leave [`MAX_CONNECTIONS`] of them to connections.
+pub const TRAVERSAL_SESSIONS: usize = 3 * MAX_CONNECTIONS;
+
+/// Meetings under way that others asked for, per relay: each keeps a session of checks for ten seconds. More: not answered;
+/// who means it asks again.
+pub const ANSWERED_PER_RELAY: usize = 128;
+
+/// How many of these with one peer, which asks at every relay that both have. More: as above.
+pub const ANSWERED_PER_PEER: usize = 16;
 
 /// Relays that a node keeps sessions with. More: further ones are not used.
 pub const RELAYS_PER_NODE: usize = 8;
@@ -213,5 +221,7 @@ pub const BIRTHDAY_PEERS: usize = 256;
 /// Largest answer of a router that is asked for a port by HTTP, in bytes. Larger: not believed.
 pub const ROUTER_ANSWER_MAX_BYTES: usize = 64 * 1024;
 
-/// Offers that were answered and are remembered, so that a relay cannot repeat them. More: the oldest is forgotten.
+/// Offers that were answered and are remembered, so that a relay cannot repeat them. More: the oldest is forgotten. Members
+/// who flood a node with offers reach that in a minute; a relay that kept older ones can have those answered once more, which
+/// shows it nothing and sends checks to addresses that the peer had.
 pub const OFFERS_REMEMBERED: usize = 4096;

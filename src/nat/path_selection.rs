@@ -50,7 +50,7 @@ pub struct Check {
 pub enum PathEvent {
     /// Datagrams go by this path from now on.
     Selected(Path),
-    /// No path answers any more; the one in use stays in use until another does.
+    /// No path answers any more; the one in use, if it still exists, stays in use until another does.
     Lost,
 }
 
@@ -149,11 +149,16 @@ impl PathSelection {
         given_up.or_else(|| candidates.find(worse)).map(|(path, _)| *path)
     }
 
-    /// A path that is no more: its flow or allocation ended.
+    /// A path that is no more: its flow or allocation ended. When it was in use and no other answers, all are lost.
     pub fn remove(&mut self, now: Instant, path: &Path) {
-        if self.paths.remove(path).is_some() && self.selected == Some(*path) {
-            self.selected = None;
-            self.choose(now);
+        if self.paths.remove(path).is_none() || self.selected != Some(*path) {
+            return;
+        }
+        self.selected = None;
+        self.choose(now);
+        if self.selected.is_none() {
+            self.doubt(now);
+            self.lose();
         }
     }
 
@@ -334,9 +339,8 @@ impl PathSelection {
         if self.selected.is_some_and(|path| self.missed(&path) > 0) {
             self.doubt(now);
         }
-        if self.selected.is_some_and(|path| dead.contains(&path)) && !self.answering().any(|_| true) && !self.lost {
-            self.lost = true;
-            self.events.push_back(PathEvent::Lost);
+        if self.selected.is_some_and(|path| dead.contains(&path)) && !self.answering().any(|_| true) {
+            self.lose();
         }
         self.choose(now);
     }
@@ -344,6 +348,13 @@ impl PathSelection {
     /// What changed since the last time.
     pub fn poll_event(&mut self) -> Option<PathEvent> {
         self.events.pop_front()
+    }
+
+    /// No path answers; said once until one does.
+    fn lose(&mut self) {
+        if !std::mem::replace(&mut self.lost, true) {
+            self.events.push_back(PathEvent::Lost);
+        }
     }
 
     /// The selected path may be dead: it and its standbys are asked at short intervals.

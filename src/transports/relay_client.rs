@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -26,7 +26,7 @@ use crate::cbor::CborError;
 use crate::frame::{FrameDecoder, FrameError};
 use crate::ids::PeerId;
 use crate::limits::{FRAME_MAX_BYTES, RELAY_CLIENT_QUEUE, RELAY_CONNECT_DEADLINE};
-use crate::net::HostNetwork;
+use crate::net::{ByteStream, HostNetwork};
 use crate::rendezvous::ALPN;
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::wire::{NodeFrame, RelayFrame, Welcome};
@@ -60,8 +60,8 @@ pub enum RelayError {
     /// The relay broke the protocol.
     #[error("relay broke the protocol: {0}")]
     Protocol(String),
-    /// The environment: this machine does not have the address any more that the session hung on.
-    #[error("this machine has another address now")]
+    /// The environment: the network changed, and took away the address that the session hung on, or came before there was one.
+    #[error("the network changed meanwhile")]
     Moved,
     /// The relay said that it goes away.
     #[error("relay is going away")]
@@ -176,7 +176,7 @@ impl RelayClient {
         self.info().is_some() && self.frames.try_send(frame).is_ok()
     }
 
-    /// The network changed: a session that is not up is tried at once, as is one whose address of ours is gone; another that
+    /// The network changed: a session that is not up is begun anew at once, as is one whose address of ours is gone; another that
     /// is up has to prove it.
     pub fn on_network_change(&self) {
         self.kick.notify_one();
@@ -215,13 +215,19 @@ impl Session {
 
     /// One session, until it fails; `Ok` when nobody wants it any more.
     async fn run(&self, to_send: &mut mpsc::Receiver<NodeFrame>) -> Result<(), RelayError> {
-        let (mut stream, key, address) = timeout(RELAY_CONNECT_DEADLINE, self.connect())
-            .await
-            .map_err(|_| RelayError::Timeout(RELAY_CONNECT_DEADLINE))??;
+        let mut deadline = Instant::now() + RELAY_CONNECT_DEADLINE;
+        let (mut stream, key, address) = tokio::select! {
+            biased;
+            connected = timeout_at(deadline, self.connect()) => {
+                connected.map_err(|_| RelayError::Timeout(RELAY_CONNECT_DEADLINE))??
+            }
+            // What is under way leaves from where this machine was.
+            () = self.kick.notified() => return Err(RelayError::Moved),
+        };
         let (mut decoder, mut chunk) = (FrameDecoder::new(), BytesMut::new());
         let (mut out, mut nonce) = (Vec::new(), 0);
-        let mut deadline = Instant::now() + RELAY_CONNECT_DEADLINE;
-        let mut asked = true;
+        // How long the relay may be silent, when it owes us something.
+        let mut owed = Some(RELAY_CONNECT_DEADLINE);
         loop {
             chunk.reserve(FRAME_MAX_BYTES);
             tokio::select! {
@@ -247,7 +253,7 @@ impl Session {
                             }
                         }
                     }
-                    (deadline, asked) = (Instant::now() + PING_INTERVAL, false);
+                    (deadline, owed) = (Instant::now() + PING_INTERVAL, None);
                 }
                 frame = to_send.recv() => match frame {
                     Some(frame) => frame.encode(&mut out),
@@ -259,15 +265,15 @@ impl Session {
                     }
                     nonce += 1;
                     NodeFrame::Ping { nonce }.encode(&mut out);
-                    (deadline, asked) = (Instant::now() + CHANGED_WAIT, true);
+                    (deadline, owed) = (Instant::now() + CHANGED_WAIT, Some(CHANGED_WAIT));
                 }
                 () = tokio::time::sleep_until(deadline) => {
-                    if asked {
-                        return Err(RelayError::Timeout(PING_WAIT));
+                    if let Some(waited) = owed {
+                        return Err(RelayError::Timeout(waited));
                     }
                     nonce += 1;
                     NodeFrame::Ping { nonce }.encode(&mut out);
-                    (deadline, asked) = (Instant::now() + PING_WAIT, true);
+                    (deadline, owed) = (Instant::now() + PING_WAIT, Some(PING_WAIT));
                 }
             }
             if !out.is_empty() {
@@ -292,21 +298,15 @@ impl Session {
     async fn connect(&self) -> Result<(TlsStream<TokioStream>, PeerId, SocketAddr), RelayError> {
         let server = &self.address.server;
         let addresses = self.network.resolve(server.host(), server.port()).await?;
-        let mut error = RelayError::Io(io::Error::from(io::ErrorKind::NotFound));
-        let share = RELAY_CONNECT_DEADLINE / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-        for address in addresses {
-            match timeout(share, self.connect_to(address)).await {
-                Ok(Ok((stream, key))) => return Ok((stream, key, address)),
-                Ok(Err(failed)) => error = failed,
-                Err(_) => error = RelayError::Timeout(share),
-            }
-        }
-        Err(error)
+        let shake_hands = |stream, share| async move {
+            timeout(share, self.shake_hands(stream)).await.map_err(|_| RelayError::Timeout(share))?
+        };
+        let connected = stream::connect_with(&*self.network, addresses, RELAY_CONNECT_DEADLINE, shake_hands);
+        connected.await.map(|((stream, key), address)| (stream, key, address))
     }
 
-    async fn connect_to(&self, address: SocketAddr) -> Result<(TlsStream<TokioStream>, PeerId), RelayError> {
+    async fn shake_hands(&self, stream: Box<dyn ByteStream>) -> Result<(TlsStream<TokioStream>, PeerId), RelayError> {
         let protocol = |error: &dyn std::fmt::Display| RelayError::Protocol(error.to_string());
-        let stream = stream::connect(&*self.network, address).await?;
         let config = match self.address.key {
             Some(_) => self.tls.client(),
             None => self.tls.client_of_anyone(),

@@ -12,8 +12,9 @@
 //! for again. Each gets a channel, so a payload costs four bytes more; until it is bound, indications carry it.
 //!
 //! What is trusted: a response whose transaction id is that of a request under way and whose MESSAGE-INTEGRITY is right.
-//! Anything else changes nothing, but for two: 401 and 438, which are never signed, make a request be signed anew a few
-//! times; and errors to the first Allocate, which goes out unsigned. A success to that one is not taken.
+//! Anything else changes nothing, but for three: 401 and 438, which are never signed, make a request be signed anew a few
+//! times; a 401 over a stream ends an allocation whose credentials have expired; and errors to the first Allocate, which
+//! goes out unsigned. A success to that one is not taken.
 //!
 //! Not here: choosing servers, TLS, ALTERNATE-SERVER, relayed TCP (RFC 6062), mobility (RFC 8016).
 
@@ -383,6 +384,9 @@ impl Allocation {
                 self.on_allocate_refused(now, code, signed);
             }
             Purpose::Release => self.on_release_answered(now, false),
+            _ if code == ErrorCode::WrongCredentials && self.signer.is_expired(now, purpose) => {
+                self.fail(TurnFailure::CredentialsRefused, Some(now + RETRY_AFTER));
+            }
             Purpose::Refresh | Purpose::Permission(_) | Purpose::Channel(..) => {
                 let State::Allocated(live) = &mut self.state else { return None };
                 live.under_way.retain(|underway| !underway.transaction.is_answered_by(scanned));

@@ -46,13 +46,15 @@ pub struct TurnOptions {
     pub(super) families: Families,
     pub(super) lifetime: Duration,
     pub(super) retransmit: RetransmitOptions,
+    pub(super) credentials_until: Option<Instant>,
 }
 
 impl TurnOptions {
     /// An IPv4 address for 600 s at a time.
     pub fn new(transport: TurnTransport) -> Self {
         let retransmit = RetransmitOptions::new();
-        Self { transport, families: Families::One(AddressFamily::V4), lifetime: LIFETIME, retransmit }
+        let families = Families::One(AddressFamily::V4);
+        Self { transport, families, lifetime: LIFETIME, retransmit, credentials_until: None }
     }
 
     /// The family of the relayed address; default IPv4. A peer of the other family cannot be reached from it.
@@ -72,6 +74,14 @@ impl TurnOptions {
     /// ports of clients that died.
     pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = lifetime.clamp(Duration::from_secs(60), Duration::from_secs(3600));
+        self
+    }
+
+    /// Until when the credentials are good; default: always. A server that refuses them later is believed and the allocation
+    /// given up, so that another one can be made with fresh ones; over a stream only, since over UDP the server keeps the
+    /// place of the old one until that expires. Too early: whoever forges a refusal ends the allocation.
+    pub fn with_credentials_until(mut self, until: Instant) -> Self {
+        self.credentials_until = Some(until);
         self
     }
 
@@ -130,7 +140,7 @@ pub enum TurnFailure {
         /// An error response without a valid signature, which anybody on the path could have sent.
         unsigned: Option<ErrorCode>,
     },
-    /// 401 to a signed request, 441: the caller's user name or password is wrong, or has expired.
+    /// 401 to a signed Allocate, or to anything once the credentials have expired, and 441: the caller's user name or password is wrong, or has expired.
     #[error(
         "the TURN server does not accept our credentials: check user name, password and expiry; if a relay made them, \
          check that it has the server's secret and that the clocks of both are right"

@@ -65,10 +65,14 @@ impl Grant {
         *self = Self::Held { refresh_at: now + refresh, expires_at: now + lifetime, asking: false };
     }
 
-    /// True when it is for good.
+    /// True when it is for good. Otherwise what is held stays so: the server counts from its last success.
     pub(super) fn on_refused(&mut self, now: Instant, code: ErrorCode) -> bool {
         let for_good = matches!(code, ErrorCode::Forbidden | ErrorCode::PeerFamilyMismatch | ErrorCode::BadRequest);
-        *self = if for_good { Self::Refused(code) } else { Self::Resting { until: now + REST } };
+        if for_good {
+            *self = Self::Refused(code);
+        } else {
+            self.on_given_up(now);
+        }
         for_good
     }
 

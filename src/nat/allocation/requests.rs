@@ -66,7 +66,7 @@ pub(super) struct Signer {
 pub(super) enum Challenged {
     /// The request again, signed with what came.
     Again(Box<Underway>),
-    /// 401 although it was signed: these credentials are not taken.
+    /// 401 although it was signed: these credentials are not taken, or no longer.
     Refused,
     /// It makes no sense: not heard.
     Ignored,
@@ -97,6 +97,9 @@ impl Signer {
                 }
                 realm.to_owned()
             }
+            (false, Some(realm), Some(known)) if realm == known && self.is_expired(now, asked.purpose) => {
+                return Challenged::Refused;
+            }
             _ => return Challenged::Ignored,
         };
         if asked.challenges >= MAX_CHALLENGES {
@@ -107,6 +110,17 @@ impl Signer {
         // Texts that fit a message of the server's may, with ours, not fit one of ours.
         self.seal(now, asked.purpose, asked.challenges + 1)
             .map_or(Challenged::Ignored, |again| Challenged::Again(Box::new(again)))
+    }
+
+    /// Whether it is no wonder that a request for an allocation's sake is refused: its credentials have expired.
+    pub(super) fn is_expired(&self, now: Instant, purpose: Purpose) -> bool {
+        let expired = self.options.credentials_until.is_some_and(|until| until <= now);
+        match purpose {
+            Purpose::Refresh | Purpose::Permission(_) | Purpose::Channel(..) => {
+                expired && self.options.transport.is_stream()
+            }
+            Purpose::Allocate | Purpose::Release => false,
+        }
     }
 
     fn seal(&mut self, now: Instant, purpose: Purpose, challenges: u32) -> Result<Underway, StunError> {

@@ -33,6 +33,10 @@ struct Server {
     nonce: u32,
     /// A request with the first of these methods is refused with the code.
     refuse: Vec<(Method, ErrorCode)>,
+    /// From when on it answers 401 to everything but Allocate.
+    expires_names: Option<Instant>,
+    /// When it did.
+    expired: Vec<Instant>,
     /// Why there is no IPv6 beside IPv4.
     refuses_six: Option<ErrorCode>,
     allocation: Option<Instant>,
@@ -53,6 +57,8 @@ impl Server {
             key: IntegrityKey::long_term("anna", REALM, "secret"),
             nonce: 1,
             refuse: Vec::new(),
+            expires_names: None,
+            expired: Vec::new(),
             refuses_six: None,
             allocation: None,
             allocated: None,
@@ -89,6 +95,10 @@ impl Server {
             response.with(Attribute::Nonce(format!("nonce {}", self.nonce))).encode(None).unwrap()
         };
         if scanned.check_integrity(&self.key).is_err() {
+            return Some(challenge(ErrorCode::Unauthorized));
+        }
+        if self.expires_names.is_some_and(|at| at <= now) && request.method() != Method::Allocate {
+            self.expired.push(now);
             return Some(challenge(ErrorCode::Unauthorized));
         }
         if request.nonce() != Some(&format!("nonce {}", self.nonce)) {
@@ -518,6 +528,79 @@ fn a_server_that_forgets_the_allocation_gives_a_new_one_with_all_peers() {
     assert!(world.turn.is_ready(peer()));
     let frame = world.turn.send(peer(), b"x").unwrap().to_vec();
     world.server.handle(world.now, &frame);
+}
+
+/// An hour with a peer, over this transport, at a server that no longer takes the name after so many seconds, and the
+/// failure with its time. We believe that the name is good for 3,600 s.
+fn expiring(transport: TurnTransport, refused_s: u32) -> (World, Option<(TurnFailure, Duration)>) {
+    let start = Instant::now();
+    let mut world = World::new(TurnOptions::new(transport).with_credentials_until(start + 3600 * SECOND), "secret");
+    world.settle();
+    world.turn.add_peer(world.now, peer());
+    world.settle();
+    world.events.clear();
+    world.server.expires_names = Some(world.start + refused_s * SECOND);
+    let mut failed = None;
+    while failed.is_none() && world.now < world.start + 4800 * SECOND {
+        world.pass(SECOND);
+        failed = world.events.iter().find_map(|event| match event {
+            TurnEvent::Failed { why, .. } => Some((*why, world.now - world.start)),
+            _ => None,
+        });
+    }
+    (world, failed)
+}
+
+#[test]
+fn a_stream_whose_credentials_have_expired_is_given_up_with_the_first_refusal() {
+    // The server's clock is right, or ten minutes ahead: nobody is believed before the time.
+    for refused_s in [3600, 3400] {
+        let (world, failed) = expiring(TurnTransport::Tls, refused_s);
+        let (why, at) = failed.expect("it is given up");
+        let after = world.server.expired.iter().map(|at| *at - world.start).find(|at| *at >= 3600 * SECOND);
+        println!("refused from {refused_s} s on: given up after {at:?}");
+        assert_eq!(why, TurnFailure::CredentialsRefused);
+        assert!(after.is_some_and(|first| (first..=first + SECOND).contains(&at)), "{at:?}, refused at {after:?}");
+    }
+}
+
+#[test]
+fn over_udp_expired_credentials_end_nothing_before_the_allocation_does() {
+    let (_, failed) = expiring(TurnTransport::Udp, 3600);
+    assert!(matches!(failed, Some((TurnFailure::Lost, _))), "{failed:?}");
+}
+
+#[test]
+fn wrong_credentials_for_a_refresh_end_a_stream_once_they_have_expired() {
+    for (asked_s, given_up) in [(3000, false), (3700, true)] {
+        let start = Instant::now();
+        let options = TurnOptions::new(TurnTransport::Tcp).with_credentials_until(start + 3600 * SECOND);
+        let mut world = World::new(options, "secret");
+        world.pass(asked_s * SECOND);
+        world.events.clear();
+        world.server.refuse = vec![(Method::Refresh, ErrorCode::WrongCredentials)];
+        world.pass(550 * SECOND);
+        let failed =
+            |event: &TurnEvent| matches!(event, TurnEvent::Failed { why: TurnFailure::CredentialsRefused, .. });
+        assert_eq!(world.events.iter().any(failed), given_up, "{:?}", world.events);
+    }
+}
+
+#[test]
+fn a_refused_refresh_costs_a_peer_nothing_while_its_permission_lives() {
+    let codes = [ErrorCode::WrongCredentials, ErrorCode::AllocationQuotaReached, ErrorCode::InsufficientCapacity];
+    for code in codes.into_iter().chain([ErrorCode::ServerError]) {
+        let mut world = World::ready();
+        // Until the refresh of the permission has been refused.
+        world.server.refuse = vec![(Method::CreatePermission, code)];
+        for _ in 0..260 {
+            world.pass(SECOND);
+            let frame = world.turn.send(peer(), b"x").expect("the server still lets it through").to_vec();
+            world.server.handle(world.now, &frame);
+        }
+        assert!(world.server.refuse.is_empty(), "it was refused");
+        assert_eq!(world.seconds(Method::CreatePermission)[1..], [240, 250]);
+    }
 }
 
 #[test]

@@ -286,6 +286,29 @@ fn a_path_that_is_gone_is_replaced_at_once_and_a_full_list_makes_room_for_relays
 }
 
 #[test]
+fn the_end_of_the_only_path_is_told_and_the_next_one_that_answers_is_used() {
+    let mut world = World::new(|now| PathSelection::on(now, forward(), PathKind::Forwarded, 10 * MILLISECOND));
+    world.works(forward(), 10);
+    world.run(Duration::from_secs(1));
+    world.selection.remove(world.now, &forward());
+    assert!(world.selection.is_in_doubt() && world.selection.selected().is_none());
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.events, [(Duration::from_secs(1), PathEvent::Lost)], "once, and at once");
+    world.works(direct(1), 50);
+    world.selection.add(world.now, direct(1), PathKind::Punched);
+    world.run(51 * MILLISECOND);
+    assert_eq!(world.selected(), direct(1));
+    assert!(!world.selection.is_in_doubt());
+    world.selection.remove(world.now, &direct(1));
+    world.run(MILLISECOND);
+    assert_eq!(
+        world.events.iter().filter(|(_, event)| *event == PathEvent::Lost).count(),
+        2,
+        "and the next time again"
+    );
+}
+
+#[test]
 fn paths_that_are_asked_no_more_make_room_for_new_ones_but_not_the_one_in_use() {
     let mut world = World::new(|now| PathSelection::on(now, forward(), PathKind::Forwarded, 10 * MILLISECOND));
     for host in 1..=100 {

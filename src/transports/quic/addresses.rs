@@ -18,8 +18,17 @@ pub(super) fn host_addresses(bound: SocketAddr, interfaces: &[IpAddr]) -> Vec<So
     let mut seen = BTreeSet::new();
     let mut addresses: Vec<_> = ips.filter(|ip| seen.insert(*ip)).map(|ip| SocketAddr::new(ip, bound.port())).collect();
     addresses.sort_by_key(|address| address.ip().is_loopback());
-    addresses.truncate(PEER_ADDRESS_MAX_ADDRESSES);
+    shorten(&mut addresses, PEER_ADDRESS_MAX_ADDRESSES);
     addresses
+}
+
+/// Leaves so many addresses of this machine in their order. Those that help least go: loopback, and the last private ones,
+/// which may be those of networks of containers.
+pub(super) fn shorten(addresses: &mut Vec<SocketAddr>, most: usize) {
+    let mut ranked = addresses.clone();
+    ranked.sort_by_key(|address| (address.ip().is_loopback(), is_private(address.ip())));
+    let gone: BTreeSet<_> = ranked.into_iter().skip(most).collect();
+    addresses.retain(|address| !gone.contains(address));
 }
 
 /// Link-local IPv6 addresses mean nothing without the interface they belong to.
@@ -30,13 +39,18 @@ fn is_dialable(ip: &IpAddr) -> bool {
     }
 }
 
+/// The addresses that a network gives this machine: what changes when it comes into another one. Not those of a single
+/// interface, and in no order, since containers and virtual machines come and go with some of their own.
+pub(super) fn outside(interfaces: &[IpAddr]) -> BTreeSet<IpAddr> {
+    interfaces.iter().map(IpAddr::to_canonical).filter(|ip| is_dialable(ip) && !ip.is_loopback()).collect()
+}
+
 /// Whether a machine with these interfaces has an address of the family of `to`: without one nothing can be sent there.
 pub(super) fn has_family(interfaces: &[IpAddr], to: IpAddr) -> bool {
     let to = to.to_canonical();
-    let outside = |ip: &IpAddr| is_dialable(ip) && !ip.is_loopback();
-    let mut outside = interfaces.iter().map(IpAddr::to_canonical).filter(outside).peekable();
+    let outside = outside(interfaces);
     // Interfaces that cannot be listed forbid nothing.
-    to.is_loopback() || outside.peek().is_none() || outside.any(|ip| ip.is_ipv4() == to.is_ipv4())
+    to.is_loopback() || outside.is_empty() || outside.iter().any(|ip| ip.is_ipv4() == to.is_ipv4())
 }
 
 /// Addresses that mean something in one network only.
@@ -75,6 +89,31 @@ mod tests {
         assert_eq!(wildcard, expected.map(|address| address.parse::<SocketAddr>().unwrap()));
         let only_v4 = host_addresses("0.0.0.0:4000".parse().unwrap(), &interfaces);
         assert!(only_v4.iter().all(SocketAddr::is_ipv4));
+    }
+
+    #[test]
+    fn networks_of_containers_displace_neither_the_first_private_address_nor_the_public_one() {
+        let containers = (0..30).map(|number| format!("172.17.{number}.1"));
+        let interfaces = ["127.0.0.1".to_owned(), "192.168.1.2".to_owned()].into_iter().chain(containers);
+        let interfaces = interfaces.chain(["2001:db8::7".to_owned()]).map(|ip| ip.parse().unwrap());
+        let interfaces: Vec<IpAddr> = interfaces.collect();
+        let mut addresses = host_addresses("[::]:4000".parse().unwrap(), &interfaces);
+        assert_eq!(addresses.len(), PEER_ADDRESS_MAX_ADDRESSES);
+        shorten(&mut addresses, 3);
+        let expected = ["192.168.1.2:4000", "172.17.0.1:4000", "[2001:db8::7]:4000"];
+        assert_eq!(addresses, expected.map(|address| address.parse::<SocketAddr>().unwrap()));
+    }
+
+    #[test]
+    fn link_local_addresses_and_another_order_are_no_other_network() {
+        let network = |interfaces: &[&str]| {
+            let interfaces: Vec<_> = interfaces.iter().map(|ip| ip.parse().unwrap()).collect();
+            outside(&interfaces)
+        };
+        let home = network(&["127.0.0.1", "192.168.1.2", "2001:db8::7", "fe80::1"]);
+        assert_eq!(home, network(&["2001:db8::7", "fe80::1", "fe80::2", "::1", "192.168.1.2"]));
+        assert_ne!(home, network(&["127.0.0.1", "192.168.1.3", "2001:db8::7"]));
+        assert_ne!(home, network(&["127.0.0.1", "192.168.1.2"]));
     }
 
     #[test]

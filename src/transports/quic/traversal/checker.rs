@@ -124,8 +124,9 @@ impl Checker {
         let session = Session { number, asker: side };
         let key = IntegrityKey::short_term(secret);
         let registered = IntegrityKey::short_term(secret);
-        let consumer = traversal.register(session, registered, sender)?;
+        // Only a connection has a path before the first check.
         let in_use = selection.selected();
+        let consumer = traversal.register(session, registered, sender, in_use.is_some())?;
         let mut checker = Self {
             traversal: traversal.clone(),
             selection,

@@ -28,7 +28,7 @@ use crate::rendezvous::record::RendezvousRecord;
 use crate::rendezvous::seal;
 use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
 use crate::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer};
-use crate::transports::quic::addresses::{canonical, has_family, host_addresses};
+use crate::transports::quic::addresses::{canonical, has_family, host_addresses, outside, shorten};
 use crate::transports::quic::paths::{Paths, StunInput};
 use crate::transports::relay_client::{RelayInfo, RelayState};
 
@@ -290,18 +290,20 @@ impl Hub {
 
     fn on_network_change(&mut self) {
         self.interfaces = self.traversal.options.network.interface_addresses();
+        self.traversal.networks.fetch_add(1, Ordering::Relaxed);
         self.remembered = Some((Instant::now(), self.servers.clone()));
         self.traversal.port_mapping.on_network_change();
         self.traversal.birthdays.on_network_change();
         self.binding.on_network_change(Instant::now().into_std());
-        self.turn.on_network_change();
+        self.turn.on_network_change(&self.traversal.turns, &self.interfaces);
         self.drive_turn();
         self.tell_candidates();
     }
 
     /// Looks at what tells nobody when it changes.
     fn look(&mut self) {
-        if self.traversal.options.network.interface_addresses() != self.interfaces {
+        let interfaces = self.traversal.options.network.interface_addresses();
+        if outside(&interfaces) != outside(&self.interfaces) {
             tracing::info!("the network changed");
             self.traversal.on_network_change();
         }
@@ -354,8 +356,7 @@ impl Hub {
 
     /// Works out where this node may be reached.
     fn tell_candidates(&self) {
-        let mut candidates = host_candidates(&self.traversal.paths, &self.interfaces);
-        let hosts: Vec<_> = candidates.iter().map(|candidate| candidate.address).collect();
+        let mut hosts = host_addresses(self.traversal.paths.local_address(), &self.interfaces);
         self.traversal.birthdays.set_mapping(mapping_behaviour(self.binding.mappings()));
         let mapped: BTreeSet<_> = self.binding.mappings().map(|(_, address)| canonical(address)).collect();
         for (v4, public) in [(true, &self.traversal.public_v4), (false, &self.traversal.public_v6)] {
@@ -366,18 +367,21 @@ impl Hub {
         }
         self.traversal.port_mapping.consider(&self.traversal, &hosts, &mapped);
         let external = *self.traversal.port_mapping.external().borrow();
-        candidates.extend(external.map(|address| Candidate { kind: CandidateKind::Mapped, address }));
-        let known = |address: &&SocketAddr| hosts.contains(address) || external == Some(**address);
-        let reflexive = |address: &SocketAddr| Candidate { kind: CandidateKind::ServerReflexive, address: *address };
-        candidates.extend(mapped.iter().filter(|address| !known(address)).map(reflexive));
-        if self.traversal.options.relay_only {
-            candidates.clear();
-        }
+        let as_candidate = |kind| move |address| Candidate { kind, address };
+        let mut others: Vec<_> = external.into_iter().map(as_candidate(CandidateKind::Mapped)).collect();
+        let known = |address: &SocketAddr| hosts.contains(address) || external == Some(*address);
+        let reflexive = mapped.into_iter().filter(|address| !known(address));
+        others.extend(reflexive.map(as_candidate(CandidateKind::ServerReflexive)));
         let relayed = self.traversal.turns.relayed_addresses().into_iter().map(canonical);
-        let relayed: Vec<_> = relayed.map(|address| Candidate { kind: CandidateKind::Relayed, address }).collect();
-        // They are few, and for some peers the only ones.
-        candidates.truncate(SIGNAL_CANDIDATES.saturating_sub(relayed.len()));
-        candidates.extend(relayed);
+        others.extend(relayed.map(as_candidate(CandidateKind::Relayed)));
+        if self.traversal.options.relay_only {
+            hosts.clear();
+            others.retain(|candidate| candidate.kind == CandidateKind::Relayed);
+        }
+        // The others are few, and for most peers the only ones.
+        shorten(&mut hosts, SIGNAL_CANDIDATES.saturating_sub(others.len()));
+        let mut candidates: Vec<_> = hosts.into_iter().map(as_candidate(CandidateKind::Host)).collect();
+        candidates.extend(others);
         self.traversal.candidates.send_if_modified(|known| {
             let changed = *known != candidates;
             *known = candidates;

@@ -247,6 +247,22 @@ impl Drop for Listed<'_> {
     }
 }
 
+/// A meeting that is answered, among those that may be.
+struct Place<'a>(&'a Traversal, &'a RelayAddress, PeerId);
+
+impl<'a> Place<'a> {
+    fn take(traversal: &'a Traversal, relay: &'a RelayAddress, peer: PeerId) -> Option<Self> {
+        let begun = lock(&traversal.answered).begin(relay, peer);
+        begun.then(|| Self(traversal, relay, peer))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.answered).end(self.1, &self.2);
+    }
+}
+
 /// Answers an offer: says where this node is, and opens its NAT for the other end's checks.
 pub(super) async fn answer(
     traversal: Arc<Traversal>,
@@ -255,10 +271,15 @@ pub(super) async fn answer(
     (session, secret): (u64, SessionSecret),
     offered: Vec<Candidate>,
 ) {
-    let Some(mut checker) = Checker::start(&traversal, session, Side::Acceptor, &secret.0, PathSelection::new()) else {
+    if lock(&traversal.meetings).contains_key(&(peer, session)) {
         // The offer came a second time: the answer may have been lost.
         let candidates = traversal.candidates.borrow().clone();
         traversal.signal(&relay, peer, &Signal::Answer { session, candidates });
+        return;
+    }
+    // Full: silence, for the peer offers again.
+    let Some(_place) = Place::take(&traversal, &relay, peer) else { return };
+    let Some(mut checker) = Checker::start(&traversal, session, Side::Acceptor, &secret.0, PathSelection::new()) else {
         return;
     };
     let (words, mut heard) = mpsc::channel(WORDS);

@@ -2,11 +2,12 @@
 //!
 //! One [`Traversal`] per transport. `hub` is its task: it hands out what the socket and the relays bring, asks STUN servers how
 //! they see the socket, and knows the candidates of this node. `meeting` introduces two nodes through a relay so that a dial
-//! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`. `flows`, `offers`
-//! and `introductions` are what the hub remembers of relays and of who speaks through them: one takes nothing from another.
+//! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`. `flows`, `offers`,
+//! `introductions` and `answered` are what is remembered of relays and of who speaks through them: one takes nothing from another.
 //!
 //! Everything a stranger can cause is bounded: sessions, signals per second, checks per session and altogether.
 
+mod answered;
 mod birthday;
 mod checker;
 mod flows;
@@ -19,7 +20,7 @@ mod turn;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use tokio::time::Instant;
 use super::paths::Paths;
 use crate::identity::Identity;
 use crate::ids::PeerId;
-use crate::limits::{RELAYS_PER_NODE, TRAVERSAL_SESSIONS};
+use crate::limits::{MAX_CONNECTIONS, RELAYS_PER_NODE, TRAVERSAL_SESSIONS};
 use crate::nat::check::Session;
 use crate::nat::path::{Path, Via};
 use crate::nat::stun::IntegrityKey;
@@ -47,6 +48,7 @@ use crate::transport::PathKind;
 use crate::transports::relay_client::{RelayClient, RelayState};
 use crate::transports::tls::TlsIdentity;
 use crate::watch;
+use answered::Answered;
 use birthday::Birthdays;
 use checker::{CheckInput, InUse, Registered, is_private};
 use flows::Flows;
@@ -99,6 +101,7 @@ pub(super) struct Traversal {
     heard: mpsc::Sender<(RelayAddress, RelayFrame)>,
     sessions: Mutex<BTreeMap<Session, Registered>>,
     meetings: Mutex<BTreeMap<(PeerId, u64), mpsc::Sender<Word>>>,
+    answered: Mutex<Answered>,
     flows: Mutex<Flows>,
     flows_changed: watch::Sender<u64>,
     /// Relays that had no flow for us, and when they last said so.
@@ -111,6 +114,8 @@ pub(super) struct Traversal {
     /// The same for IPv6.
     public_v6: AtomicBool,
     network_changed: Notify,
+    /// Counts the changes.
+    networks: AtomicU64,
     /// Somebody has reason to think that it did: a path does not answer.
     look: Notify,
     port_mapping: PortMapping,
@@ -145,6 +150,7 @@ impl Traversal {
             heard,
             sessions: Mutex::default(),
             meetings: Mutex::default(),
+            answered: Mutex::default(),
             flows: Mutex::default(),
             flows_changed: watch::Sender::new(0),
             refused_flows: Mutex::default(),
@@ -153,6 +159,7 @@ impl Traversal {
             public_v4: AtomicBool::new(false),
             public_v6: AtomicBool::new(false),
             network_changed: Notify::new(),
+            networks: AtomicU64::new(0),
             look: Notify::new(),
             port_mapping: PortMapping::new(enabled),
             birthdays,
@@ -263,10 +270,18 @@ impl Traversal {
         (unsettled, allocations.collect())
     }
 
-    fn register(&self, session: Session, key: IntegrityKey, input: mpsc::Sender<CheckInput>) -> Option<u32> {
+    /// `None` when it is there already, or when there are as many as may be: connections have room that meetings do not take.
+    fn register(
+        &self,
+        session: Session,
+        key: IntegrityKey,
+        input: mpsc::Sender<CheckInput>,
+        of_connection: bool,
+    ) -> Option<u32> {
         let consumer = u32::from_be_bytes(self.random());
+        let most = if of_connection { TRAVERSAL_SESSIONS } else { TRAVERSAL_SESSIONS - MAX_CONNECTIONS };
         let mut sessions = lock(&self.sessions);
-        if sessions.len() >= TRAVERSAL_SESSIONS || sessions.contains_key(&session) {
+        if sessions.len() >= most || sessions.contains_key(&session) {
             return None;
         }
         sessions.insert(session, Registered { key, input, consumer, in_use: None });
@@ -328,4 +343,63 @@ impl Traversal {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[cfg(feature = "sim")]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::checker::Checker;
+    use super::*;
+    use crate::limits::{ANSWERED_PER_PEER, ANSWERED_PER_RELAY};
+    use crate::nat::check::Side;
+    use crate::nat::path_selection::PathSelection;
+    use crate::rendezvous::signal::SessionSecret;
+    use crate::sim::{self, SimNetwork};
+    use crate::transports::quic::path_socket::PathSocket;
+
+    #[test]
+    fn whatever_the_crowd_of_those_who_want_to_meet_connections_and_own_dials_have_their_checks() {
+        sim::run(1, |sim| async move {
+            let host = SimNetwork::new(sim.options()).host([192, 0, 2, 1].into());
+            let (_socket, paths) = PathSocket::open(host.bind(4000).unwrap(), &[1; 32]).unwrap();
+            let (identity, address) = (Identity::from_seed(&[1; 32]), SocketAddr::from(([192, 0, 2, 2], 4000)));
+            let tls = Arc::new(TlsIdentity::new(&identity).unwrap());
+            let options = TraversalOptions {
+                network: Arc::new(host),
+                relays: Vec::new(),
+                relay_only: false,
+                port_mapping: false,
+                birthday_punching: false,
+            };
+            let traversal = Traversal::start(paths, identity, tls, options, [1; 32]);
+            let answer = |number: u64| {
+                // As many identities as can be made up, and one peer that asks and asks.
+                let seed = if number % 4 == 0 { 0 } else { number };
+                let peer = Identity::from_seed(blake3::hash(&seed.to_be_bytes()).as_bytes()).peer_id();
+                let relay = format!("relay-{}.example.org:443", number % 8).parse().unwrap();
+                let secret = SessionSecret([0; 32]);
+                traversal.spawn(meeting::answer(traversal.clone(), relay, peer, (number, secret), Vec::new()));
+            };
+            (0..2100).for_each(answer);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let under_way = || lock(&traversal.sessions).len();
+            // One peer at two relays, the crowd at six.
+            assert_eq!(under_way(), 2 * ANSWERED_PER_PEER + 6 * ANSWERED_PER_RELAY);
+            let dial = Checker::start(&traversal, 1, Side::Dialler, &[1; 32], PathSelection::new());
+            assert!(dial.is_some());
+            let connections: Vec<_> = (0..MAX_CONNECTIONS as u64)
+                .map(|number| {
+                    let (now, path) = (Instant::now().into_std(), Path::direct(address));
+                    let selection = PathSelection::on(now, path, PathKind::Direct, Duration::from_millis(50));
+                    Checker::start(&traversal, 10_000 + number, Side::Dialler, &[1; 32], selection)
+                })
+                .collect();
+            assert!(connections.iter().all(Option::is_some));
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!(under_way(), MAX_CONNECTIONS + 1, "meetings end");
+            traversal.stop();
+        });
+    }
 }

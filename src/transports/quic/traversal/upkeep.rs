@@ -24,7 +24,7 @@ use crate::limits::FRAME_MAX_BYTES;
 use crate::nat::check::Side;
 use crate::nat::path_selection::{PathEvent, PathSelection};
 use crate::rendezvous::address::RelayAddress;
-use crate::rendezvous::signal::{Candidate, Signal};
+use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
 use crate::rendezvous::wire::NodeFrame;
 use crate::transport::{CloseReason, PathKind, PathReport};
 use crate::transports::quic::wire::{StreamType, code};
@@ -76,6 +76,8 @@ struct Upkeep {
     counted: (u64, u64),
     asked_for_standby: Option<Instant>,
     in_doubt: bool,
+    /// In which network this node is, as the hub counts them.
+    network: u64,
     /// The connection's number, by which relayed signals name it.
     number: u64,
     /// While no path answers: when the peer is told of ours through relays.
@@ -116,6 +118,7 @@ async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
     let wake = Arc::new(Notify::new());
     let (asked_for_standby, in_doubt, signal_at) = (None, false, None);
     let birthday = Birthday::new(&traversal, kept.peer);
+    let network = traversal.networks.load(Ordering::Relaxed);
     let mut upkeep = Upkeep {
         traversal,
         kept,
@@ -125,6 +128,7 @@ async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
         counted,
         asked_for_standby,
         in_doubt,
+        network,
         number,
         signal_at,
         birthday,
@@ -134,6 +138,16 @@ async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
         // The peer said what cannot be understood; the connection goes on where it is.
         let _ = receive.stop(code(CloseReason::BadFrame));
     }
+}
+
+/// Whether this node is not reached any more where its own network, or its NAT, had put it. Relayed and mapped addresses are
+/// lent by others, and come and go with those.
+fn is_gone(before: &[Candidate], now: &[Candidate]) -> bool {
+    let own = |candidate: &&Candidate| match candidate.kind {
+        CandidateKind::Host | CandidateKind::ServerReflexive => true,
+        CandidateKind::PeerReflexive | CandidateKind::Mapped | CandidateKind::Relayed => false,
+    };
+    before.iter().filter(own).any(|candidate| now.iter().all(|still| still.address != candidate.address))
 }
 
 async fn open(quinn: &Connection) -> Option<PathStream> {
@@ -157,8 +171,8 @@ impl Upkeep {
         let mut decoder = FrameDecoder::new();
         flows.mark_changed();
         self.tell_kind();
-        let candidates = own.borrow_and_update().clone();
-        self.tell(send, candidates).await?;
+        let mut told = own.borrow_and_update().clone();
+        self.tell(send, told.clone()).await?;
         let (mut look_at, mut quality_at) = (Instant::now() + TRAFFIC_INTERVAL, Instant::now() + QUALITY_INTERVAL);
         let mut watching = true;
         self.refresh();
@@ -167,6 +181,8 @@ impl Upkeep {
                 self.say(send, Signal::Birthday { session: 0, word }).await?;
             }
             let wake = self.wake.clone();
+            // While no path answers the peer is told again, whether or not there is traffic.
+            let looking = watching || self.signal_at.is_some();
             tokio::select! {
                 biased;
                 chunk = receive.read_chunk(FRAME_MAX_BYTES, true) => {
@@ -182,8 +198,9 @@ impl Upkeep {
                 }
                 Ok(()) = own.changed() => {
                     let candidates = own.borrow_and_update().clone();
+                    let before = std::mem::replace(&mut told, candidates.clone());
                     self.tell(send, candidates).await?;
-                    self.on_network_change();
+                    self.on_own_candidates(is_gone(&before, &told));
                 }
                 Ok(()) = flows.changed() => self.take_flows(),
                 event = self.checker.next() => if self.on_checked(event) {
@@ -197,7 +214,7 @@ impl Upkeep {
                     look_at = Instant::now() + TRAFFIC_INTERVAL;
                     continue;
                 }
-                () = sleep_until(look_at.min(quality_at)), if watching => {
+                () = sleep_until(look_at.min(quality_at)), if looking => {
                     let now = Instant::now();
                     look_at = now + TRAFFIC_INTERVAL;
                     watching = self.look_at_traffic(now)?;
@@ -229,6 +246,18 @@ impl Upkeep {
             Signal::Offer { .. } | Signal::Answer { .. } | Signal::Refused { .. } => return None,
         }
         Some(())
+    }
+
+    /// This node may be reached elsewhere now. Where it was before is `gone`, or the network is another: whatever is in use may
+    /// be dead. One more address says nothing of the others; the peer will check it, and our NAT has to let that in.
+    fn on_own_candidates(&mut self, gone: bool) {
+        let network = self.traversal.networks.load(Ordering::Relaxed);
+        let moved = std::mem::replace(&mut self.network, network) != network;
+        if gone || moved || self.in_doubt {
+            self.on_network_change();
+        } else {
+            self.checker.punch(Duration::ZERO);
+        }
     }
 
     fn on_network_change(&mut self) {
@@ -300,8 +329,10 @@ impl Upkeep {
                 true
             }
             Some(PathEvent::Lost) => {
-                self.signal_at = Some(Instant::now());
                 tracing::debug!(peer = %self.kept.peer.short(), "no path answers");
+                let now = Instant::now();
+                self.signal_at = Some(now);
+                self.signal(now);
                 false
             }
             None => false,
@@ -415,5 +446,21 @@ impl Upkeep {
         let mut out = Vec::new();
         put_frame(&mut out, |out| out.extend(signal.encode()));
         send.write_chunk(out.into()).await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_loss_of_an_address_of_its_own_says_that_a_node_is_elsewhere() {
+        use CandidateKind::{Host, Mapped, Relayed, ServerReflexive};
+        let at = |kind, host: u8| Candidate { kind, address: SocketAddr::from(([192, 0, 2, host], 4000)) };
+        let before = [at(Host, 1), at(ServerReflexive, 2), at(Mapped, 3), at(Relayed, 4)];
+        assert!(!is_gone(&before, &before) && !is_gone(&[], &before));
+        assert!(!is_gone(&before, &[at(Relayed, 5), at(ServerReflexive, 2), at(Host, 1)]));
+        assert!(!is_gone(&before, &[at(Host, 1), at(Mapped, 2)]), "the same address by another name");
+        assert!(is_gone(&before, &before[1..]) && is_gone(&before, &[before[0], before[2], before[3]]));
     }
 }

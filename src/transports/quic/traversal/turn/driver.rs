@@ -4,6 +4,7 @@
 //! stream of its own, with two bounded queues: one for requests, and one for payloads, which are dropped when the server
 //! does not keep up. A stream on which nothing came for a while is asked for a sign of life.
 
+use std::future::ready;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::client::TlsStream;
 
 use super::Turns;
 use super::link::{Link, Way};
@@ -39,6 +39,8 @@ const READ_BYTES: usize = 16 * 1024;
 const WRITE_BYTES: usize = 16 * 1024;
 /// How long the answer to a request for a sign of life may take.
 const LIFE_WAIT: Duration = Duration::from_secs(5);
+/// The same after the network changed, as for a session with a relay.
+const CHANGED_WAIT: Duration = Duration::from_millis(1500);
 /// When nothing is due.
 const FAR: Duration = Duration::from_secs(3600);
 
@@ -53,6 +55,7 @@ pub(super) struct Plan {
     /// The server's key, if it is known.
     pub(super) key: ServerKey,
     pub(super) credentials: TurnCredentials,
+    pub(super) credentials_until: Instant,
 }
 
 /// Why an allocation ended.
@@ -92,15 +95,18 @@ pub(super) async fn run(traversal: Arc<Traversal>, plan: Plan, stopped: oneshot:
 async fn serve(traversal: &Traversal, plan: Plan) -> TurnError {
     let ended = match plan.transport {
         TurnTransport::Udp => over_datagrams(traversal, plan).await,
-        TurnTransport::Tcp => match connect(traversal, &plan).await {
-            Ok(stream) => over_stream(traversal, plan, stream).await,
+        TurnTransport::Tcp => match connect(traversal, &plan, |stream| ready(Ok(stream))).await {
+            Ok(connected) => over_stream(traversal, plan, connected).await,
             Err(error) => Err(error),
         },
-        TurnTransport::Tls => match timeout(RELAY_CONNECT_DEADLINE, connect_tls(traversal, &plan)).await {
-            Ok(Ok(stream)) => over_stream(traversal, plan, stream).await,
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(TurnError::Timeout(RELAY_CONNECT_DEADLINE)),
-        },
+        TurnTransport::Tls => {
+            let Plan { server, key, .. } = &plan;
+            let shake_hands = |stream| async move { Ok(turn_tls::connect(&traversal.tls, server, key, stream).await?) };
+            match connect(traversal, &plan, shake_hands).await {
+                Ok(connected) => over_stream(traversal, plan, connected).await,
+                Err(error) => Err(error),
+            }
+        }
     };
     match ended {
         Err(error) => error,
@@ -125,12 +131,12 @@ async fn over_datagrams(traversal: &Traversal, plan: Plan) -> Result<(), TurnErr
 async fn over_stream<S: AsyncRead + AsyncWrite + Send>(
     traversal: &Traversal,
     plan: Plan,
-    stream: S,
+    (stream, local): (S, Option<IpAddr>),
 ) -> Result<(), TurnError> {
     let (payloads, to_send) = mpsc::channel(TURN_SEND_QUEUE);
     // As many as can be under way, and signs of life.
     let (requests, to_ask) = mpsc::channel(2 * TURN_MAX_TRANSACTIONS);
-    let link = start(traversal, plan, Way::Stream(payloads));
+    let link = start(traversal, plan, Way::Stream { frames: payloads, local });
     let (read, write) = tokio::io::split(stream);
     tokio::select! {
         biased;
@@ -149,6 +155,7 @@ fn start(traversal: &Traversal, plan: Plan, way: Way) -> Arc<Link> {
     };
     // Which family a peer has is not known before it is met.
     let options = TurnOptions::new(plan.transport).with_both_families();
+    let options = options.with_credentials_until(plan.credentials_until.into_std());
     let allocation = Allocation::new(options, plan.credentials, traversal.random());
     let link = Arc::new(Link::new(Instant::now().into_std(), plan.id, kind, way, allocation));
     traversal.turns.add(&traversal.paths, &link);
@@ -181,21 +188,30 @@ async fn read_frames<S: AsyncRead>(
     requests: &mpsc::Sender<Bytes>,
 ) -> Result<(), TurnError> {
     let (mut framer, mut chunk) = (TurnFramer::new(), BytesMut::with_capacity(READ_BYTES));
-    let mut asked = false;
+    let mut deadline = Instant::now() + NAT_KEEP_ALIVE_MAX;
+    // How long the answer is waited for, once it was asked for.
+    let mut asked = None;
     loop {
         chunk.clear();
         chunk.reserve(READ_BYTES);
-        match timeout(if asked { LIFE_WAIT } else { NAT_KEEP_ALIVE_MAX }, read.read_buf(&mut chunk)).await {
-            Ok(Ok(0)) => return Ok(()),
-            Ok(Ok(_)) => asked = false,
-            Ok(Err(error)) => return Err(error.into()),
-            Err(_) if asked => return Err(TurnError::Timeout(LIFE_WAIT)),
-            Err(_) => {
-                asked = true;
-                let id = TransactionId::from_random(traversal.random());
-                if let Ok(request) = Request::binding().seal(id, None) {
-                    let _ = requests.try_send(Bytes::copy_from_slice(request.bytes()));
-                }
+        let wait = tokio::select! {
+            biased;
+            read = read.read_buf(&mut chunk) => match read? {
+                0 => return Ok(()),
+                _ => None,
+            },
+            () = link.doubted.notified() => Some(CHANGED_WAIT),
+            () = sleep_until(deadline) => match asked {
+                Some(waited) => return Err(TurnError::Timeout(waited)),
+                None => Some(LIFE_WAIT),
+            },
+        };
+        deadline = Instant::now() + wait.unwrap_or(NAT_KEEP_ALIVE_MAX);
+        asked = wait;
+        if wait.is_some() {
+            let id = TransactionId::from_random(traversal.random());
+            if let Ok(request) = Request::binding().seal(id, None) {
+                let _ = requests.try_send(Bytes::copy_from_slice(request.bytes()));
             }
         }
         framer.push(&chunk);
@@ -243,27 +259,20 @@ async fn resolve(traversal: &Traversal, plan: &Plan) -> io::Result<Vec<SocketAdd
     }
 }
 
-async fn connect(traversal: &Traversal, plan: &Plan) -> Result<TokioStream, TurnError> {
+/// A stream to the server, and the address of ours that it hangs on.
+async fn connect<S, Shaken: Future<Output = Result<S, TurnError>>>(
+    traversal: &Traversal,
+    plan: &Plan,
+    shake_hands: impl Fn(TokioStream) -> Shaken,
+) -> Result<(S, Option<IpAddr>), TurnError> {
     let connected = async {
-        let mut error = io::Error::from(io::ErrorKind::NotFound);
         let addresses = resolve(traversal, plan).await?;
-        let share = RELAY_CONNECT_DEADLINE / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-        for address in addresses {
-            match timeout(share, stream::connect(&*traversal.options.network, address)).await {
-                Ok(Ok(stream)) => return Ok::<Box<dyn ByteStream>, io::Error>(stream),
-                Ok(Err(failed)) => error = failed,
-                Err(_) => error = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(error)
+        let shake_hands = |stream: Box<dyn ByteStream>, share| {
+            let (local, shaken) = (stream.local_ip(), shake_hands(TokioStream(stream)));
+            async move { Ok((timeout(share, shaken).await.map_err(|_| TurnError::Timeout(share))??, local)) }
+        };
+        stream::connect_with(&*traversal.options.network, addresses, RELAY_CONNECT_DEADLINE, shake_hands).await
     };
-    match timeout(RELAY_CONNECT_DEADLINE, connected).await {
-        Ok(stream) => Ok(TokioStream(stream?)),
-        Err(_) => Err(TurnError::Timeout(RELAY_CONNECT_DEADLINE)),
-    }
-}
-
-async fn connect_tls(traversal: &Traversal, plan: &Plan) -> Result<TlsStream<TokioStream>, TurnError> {
-    let stream = connect(traversal, plan).await?;
-    Ok(turn_tls::connect(&traversal.tls, &plan.server, &plan.key, stream).await?)
+    let connected = timeout(RELAY_CONNECT_DEADLINE, connected).await;
+    connected.map_err(|_| TurnError::Timeout(RELAY_CONNECT_DEADLINE))?.map(|(stream, _)| stream)
 }

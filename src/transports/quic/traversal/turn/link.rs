@@ -4,7 +4,7 @@
 //! [`Lease`] on each peer that they want to reach. What is sent and what comes goes through [`TurnLink`].
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(in crate::transports::quic::traversal) struct Link {
     way: Way,
     /// Told when the machine has something to send, or to wait for.
     pub(super) wake: Notify,
+    /// Told when the stream may be dead.
+    pub(super) doubted: Notify,
     state: Mutex<State>,
 }
 
@@ -41,7 +43,11 @@ pub(super) enum Way {
     /// By the node's UDP socket.
     Datagrams(SocketAddr),
     /// By a stream's queue. Full: dropped, as a network would.
-    Stream(mpsc::Sender<Bytes>),
+    Stream {
+        frames: mpsc::Sender<Bytes>,
+        /// The address of ours that the stream hangs on, if it is known.
+        local: Option<IpAddr>,
+    },
 }
 
 #[derive(Debug)]
@@ -78,7 +84,7 @@ impl Link {
     pub(super) fn new(now: Instant, id: u8, kind: PathKind, way: Way, mut allocation: Allocation) -> Self {
         allocation.allocate(now);
         let state = Mutex::new(State { allocation, lived: false, peers: BTreeMap::new() });
-        Self { id, kind, way, wake: Notify::new(), state }
+        Self { id, kind, way, wake: Notify::new(), doubted: Notify::new(), state }
     }
 
     /// Where peers reach this node through it, once it is there: one address, or one of each family.
@@ -89,6 +95,17 @@ impl Link {
     /// Whether it was there at any time.
     pub(super) fn lived(&self) -> bool {
         lock(&self.state).lived
+    }
+
+    /// The network changed. False when the allocation is gone with the one before: the stream's address is no more, or it hangs
+    /// on datagrams, which may come from another address now. A stream that may live is asked for a sign of it.
+    pub(super) fn on_network_change(&self, interfaces: &[IpAddr]) -> bool {
+        let Way::Stream { local, .. } = &self.way else { return false };
+        let lives = local.is_none_or(|ip| ip.is_loopback() || interfaces.contains(&ip));
+        if lives {
+            self.doubted.notify_one();
+        }
+        lives
     }
 
     /// Lets the machine work.
@@ -181,7 +198,7 @@ impl TurnLink for Link {
     fn server(&self) -> Option<SocketAddr> {
         match self.way {
             Way::Datagrams(server) => Some(server),
-            Way::Stream(_) => None,
+            Way::Stream { .. } => None,
         }
     }
 
@@ -193,7 +210,7 @@ impl TurnLink for Link {
                 out.extend_from_slice(frame);
                 Some(*server)
             }
-            Way::Stream(frames) => {
+            Way::Stream { frames, .. } => {
                 let _ = frames.try_send(Bytes::copy_from_slice(frame));
                 None
             }
@@ -354,7 +371,7 @@ mod tests {
     fn what_a_slow_stream_has_no_room_for_is_dropped() {
         let now = Instant::now();
         let (frames, mut queue) = mpsc::channel(1);
-        let link = link(now, TurnTransport::Tls, Way::Stream(frames));
+        let link = link(now, TurnTransport::Tls, Way::Stream { frames, local: None });
         let _lease = link.lease(now, peer(1)).unwrap();
         settle(&link, now);
         for payload in [b"one", b"two"] {
@@ -362,6 +379,16 @@ mod tests {
         }
         assert_eq!(&queue.try_recv().unwrap()[4..7], b"one");
         assert!(queue.try_recv().is_err());
+    }
+
+    #[test]
+    fn an_allocation_outlives_the_network_that_its_stream_does_not_hang_on() {
+        let now = Instant::now();
+        let ips = ["192.168.1.2", "10.0.0.7"].map(|ip| ip.parse().unwrap());
+        let stream = |local| link(now, TurnTransport::Tls, Way::Stream { frames: mpsc::channel(1).0, local });
+        assert!(stream(Some(ips[0])).on_network_change(&ips) && stream(None).on_network_change(&ips));
+        assert!(!stream(Some(ips[0])).on_network_change(&ips[1..]));
+        assert!(!datagrams(now).on_network_change(&ips));
     }
 
     #[test]

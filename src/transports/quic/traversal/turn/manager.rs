@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::driver::{self, Plan, TurnError};
 use super::policy::{Choice, Situation, wanted};
+use super::{Ended, Turns};
 use crate::limits::TURN_ALLOCATIONS;
 use crate::nat::allocation::{TurnFailure, TurnTransport as Framing};
 use crate::nat::credentials::TurnCredentials;
@@ -93,9 +94,10 @@ impl Manager {
         self.failed.retain(|key, _| self.offers.values().any(|offers| offers.has(key)));
     }
 
-    /// Everything that is known of the network is void, and streams in it are dead.
-    pub(in crate::transports::quic::traversal) fn on_network_change(&mut self) {
-        self.running.clear();
+    /// Everything that is known of the network is void. An allocation stays when its stream hangs on an address that this
+    /// machine still has, and has to prove that it lives; others are made anew.
+    pub(in crate::transports::quic::traversal) fn on_network_change(&mut self, turns: &Turns, interfaces: &[IpAddr]) {
+        self.running.retain(|id, _| turns.outlives(*id, interfaces));
         self.failed.clear();
         self.asked = None;
     }
@@ -109,7 +111,8 @@ impl Manager {
     /// Starts what is wanted and not there, and ends what has not been wanted for a while.
     pub(in crate::transports::quic::traversal) fn drive(&mut self, traversal: &Arc<Traversal>, seen: &Seen) {
         let now = Instant::now();
-        self.take_ended(traversal, now);
+        let ended = std::mem::take(&mut *lock(&traversal.turns.ended));
+        ended.into_iter().for_each(|ended| self.on_ended(ended, now));
         self.renew(traversal, now);
         traversal.turns.links().iter().for_each(|link| link.sweep(now.into_std()));
         let (unsettled, in_use) = traversal.connections_in_use();
@@ -152,21 +155,20 @@ impl Manager {
         self.running.values().any(|running| running.key == *key)
     }
 
-    fn take_ended(&mut self, traversal: &Traversal, now: Instant) {
-        for ended in std::mem::take(&mut *lock(&traversal.turns.ended)) {
-            let Some(running) = self.running.remove(&ended.id) else { continue };
-            let failed = self.failed.entry(running.key.clone()).or_insert((now, 0));
-            failed.1 = if ended.lived { 0 } else { failed.1 + 1 };
-            failed.0 = now
-                + match failed.1.checked_sub(1) {
-                    None => LOST_WAIT,
-                    Some(before) => (FAILED_WAIT.0 * 2u32.pow(before.min(5))).min(FAILED_WAIT.1),
-                };
-            if matches!(ended.why, TurnError::Failed(TurnFailure::CredentialsRefused)) {
-                // Older than their lifetime says: the relay was started anew, or a clock was set.
-                for offers in self.offers.values_mut().filter(|offers| offers.has(&running.key)) {
-                    offers.received = now.checked_sub(offers.lifetime()).unwrap_or(now);
-                }
+    fn on_ended(&mut self, ended: Ended, now: Instant) {
+        let Some(running) = self.running.remove(&ended.id) else { return };
+        let failed = self.failed.entry(running.key.clone()).or_insert((now, 0));
+        failed.1 = if ended.lived { 0 } else { failed.1 + 1 };
+        failed.0 = now
+            + match failed.1.checked_sub(1) {
+                None => LOST_WAIT,
+                Some(before) => (FAILED_WAIT.0 * 2u32.pow(before.min(5))).min(FAILED_WAIT.1),
+            };
+        // What an allocation that lived was made with says nothing about the credentials of now.
+        if matches!(ended.why, TurnError::Failed(TurnFailure::CredentialsRefused)) && !ended.lived {
+            // Older than their lifetime says: the relay was started anew, or a clock was set.
+            for offers in self.offers.values_mut().filter(|offers| offers.has(&running.key)) {
+                offers.received = now.checked_sub(offers.lifetime()).unwrap_or(now);
             }
         }
     }
@@ -203,7 +205,7 @@ impl Manager {
                 if choices.iter().any(|((known, _), _)| *known == key) {
                     continue;
                 }
-                let fresh = now < offers.received + Duration::from_secs(server.lifetime_s.into());
+                let fresh = now < offers.good_until(server);
                 let reached = server.server.ip().is_none_or(|ip| ip.is_unspecified() || has_family(interfaces, ip));
                 let choice = Choice {
                     transport: server.transport,
@@ -265,6 +267,7 @@ impl Manager {
             relay_ip: offers.info.address.ip(),
             key: server_key,
             credentials,
+            credentials_until: offers.good_until(server),
         };
         let (stop, stopped) = oneshot::channel();
         self.running.insert(id, Running { key, unwanted_since: None, _stop: stop });
@@ -277,6 +280,11 @@ impl Offers {
     fn lifetime(&self) -> Duration {
         let shortest = self.servers.iter().map(|server| server.lifetime_s).min();
         Duration::from_secs(shortest.unwrap_or(0).into())
+    }
+
+    /// When the credentials for this server expire.
+    fn good_until(&self, server: &TurnServer) -> Instant {
+        self.received + Duration::from_secs(server.lifetime_s.into())
     }
 
     fn has(&self, key: &Key) -> bool {
@@ -337,6 +345,21 @@ mod tests {
             fail(&mut manager, "turn.example.org");
             fail(&mut manager, &name);
             assert_eq!(manager.failed.len(), 2);
+        }
+    }
+
+    #[test]
+    fn credentials_are_void_when_they_are_refused_at_once_and_not_when_an_old_allocation_outlived_its_own() {
+        for (lived, usable_later) in [(true, true), (false, false)] {
+            let (mut manager, relay) = (Manager::default(), "relay.example.org:443".parse().unwrap());
+            manager.on_servers(&relay, info(), vec![server("turn.example.org")]);
+            let key = (TurnTransport::Udp, server("turn.example.org").server);
+            let (stop, _stopped) = oneshot::channel();
+            manager.running.insert(7, Running { key, unwanted_since: None, _stop: stop });
+            let (now, why) = (Instant::now(), TurnError::Failed(TurnFailure::CredentialsRefused));
+            manager.on_ended(Ended { id: 7, lived, why }, now);
+            let choices = manager.choices(now + FAILED_WAIT.1, &[]);
+            assert_eq!(choices[0].1.usable, usable_later);
         }
     }
 

@@ -10,7 +10,7 @@ mod manager;
 mod policy;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
@@ -84,6 +84,11 @@ impl Turns {
     /// Whether an allocation is still there.
     pub(super) fn has(&self, allocation: u8) -> bool {
         lock(&self.links).contains_key(&allocation)
+    }
+
+    /// Whether an allocation may have outlived a change of the network.
+    fn outlives(&self, allocation: u8, interfaces: &[IpAddr]) -> bool {
+        lock(&self.links).get(&allocation).is_some_and(|link| link.on_network_change(interfaces))
     }
 
     fn add(&self, paths: &Paths, link: &Arc<Link>) {
