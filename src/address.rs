@@ -280,7 +280,8 @@ impl DocumentTicket {
         self
     }
 
-    /// Adds relays (`host` or `host:port`) where the peers can be found, at most 4 of at most 320 bytes; the rest is left out.
+    /// Adds relays where the peers can be found, and where who opens it will be: `host`, `host:port`, or best `host:port#key`, which
+    /// nobody else can answer as. At most 4 of at most 320 bytes; the rest is left out.
     pub fn with_relays(mut self, relays: impl IntoIterator<Item = String>) -> Self {
         self.relays.extend(relays.into_iter().filter(|relay| relay.len() <= RELAY_MAX_BYTES));
         self.relays.truncate(TICKET_MAX_RELAYS);
