@@ -22,6 +22,7 @@ mod events;
 mod in_memory;
 mod interface;
 mod options;
+mod relays;
 
 pub use document::{Document, Presence};
 pub use error::PandaError;
@@ -51,6 +52,7 @@ use crate::watch;
 
 use discovery::{Admission, Discovery, Handler};
 use events::Events;
+use relays::HomeRelays;
 
 /// File of the node's key in its data directory.
 const IDENTITY_FILE: &str = "identity";
@@ -76,6 +78,7 @@ struct Node {
     quic: QuicTransport,
     documents: Documents,
     connections: Connections,
+    relays: HomeRelays,
     discovery: Discovery,
     /// Set when discovery by asking is on.
     topics: OnceLock<TopicDiscovery>,
@@ -176,7 +179,7 @@ impl PandaNetwork {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
         let relays = options.relays.iter().map(|relay| parse_relay(relay)).collect::<Result<Vec<_>, _>>()?;
         let lan = options.quic.visible_network().filter(|_| options.discovery.lan);
-        let quic = options.quic.clone().with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays);
+        let quic = options.quic.clone().with_hello(PROTOCOL_VERSIONS.encode()).with_relays(relays.clone());
         let quic = QuicTransport::start(&identity, quic)?;
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
@@ -206,6 +209,7 @@ impl PandaNetwork {
             quic,
             documents,
             connections,
+            relays: HomeRelays::new(relays),
             discovery,
             topics: OnceLock::new(),
             #[cfg(feature = "bridge")]
@@ -252,7 +256,7 @@ impl PandaNetwork {
     pub async fn open(&self, ticket: DocumentTicket) -> Result<Document, PandaError> {
         let record = DocumentRecord { document: ticket.document(), key: ticket.key().clone() };
         let document = self.open_record(record).await?;
-        self.add_relays(ticket.relays());
+        self.node.relays.on_ticket(&self.node.quic, document.id(), ticket.relays());
         for peer in ticket.peers() {
             document.open.remember_peer(peer.clone(), Heard::FromOthers).await?;
             self.node.on_found(Found { peer: peer.clone(), document: document.id(), source: Source::Ticket });
@@ -278,6 +282,7 @@ impl PandaNetwork {
     pub async fn close(&self, document: DocumentId) -> Result<(), PandaError> {
         self.node.documents.close(&document);
         self.node.on_document_closed(&document);
+        self.node.relays.on_closed(&self.node.quic, &document);
         #[cfg(feature = "bridge")]
         self.node.bridge.iter().for_each(|bridge| bridge.close(&document));
         Ok(())
@@ -398,17 +403,8 @@ impl PandaNetwork {
         }
     }
 
-    /// Relays that others named. One whose name cannot be read is as good as one that does not answer.
-    fn add_relays(&self, relays: &[String]) {
-        for relay in relays.iter().filter_map(|relay| relay.parse::<RelayAddress>().ok()) {
-            let known = self.node.quic.relays();
-            if !known.iter().any(|(known, _)| known.server == relay.server) {
-                self.node.quic.add_relay(relay);
-            }
-        }
-    }
-
-    /// The relays that this node keeps sessions with, and how those are.
+    /// The relays that this node keeps sessions with, best first, and how those are: those of its options and of open documents.
+    /// Peers may be looked for at others meanwhile.
     pub fn relays(&self) -> Vec<(RelayAddress, RelayState)> {
         self.node.quic.relays()
     }
@@ -422,9 +418,9 @@ impl PandaNetwork {
     async fn open_record(&self, record: DocumentRecord) -> Result<Document, PandaError> {
         let document = record.document;
         let open = self.node.documents.open(record).await?;
-        for peer in open.known_peers().await? {
-            // Where the peers are found, this node should be found as well.
-            self.add_relays(peer.relays());
+        let peers = open.known_peers().await?;
+        self.node.relays.on_known_peers(&self.node.quic, document, &peers);
+        for peer in peers {
             self.node.on_found(Found { peer, document, source: Source::Store });
         }
         self.node.discovery.on_change();

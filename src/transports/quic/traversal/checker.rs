@@ -61,6 +61,8 @@ pub(super) struct InUse {
 #[derive(Debug)]
 pub(super) struct Checker {
     traversal: Arc<Traversal>,
+    /// The peer is a stranger, whose addresses have a share only.
+    pub(super) stranger: bool,
     pub(super) selection: PathSelection,
     /// The session as this end asks in it.
     session: Session,
@@ -128,6 +130,7 @@ impl Checker {
         let in_use = selection.selected();
         let mut checker = Self {
             traversal: traversal.clone(),
+            stranger: false,
             selection,
             session,
             key,
@@ -155,8 +158,9 @@ impl Checker {
         for Candidate { kind, address } in named.into_iter().filter(|named| self.remote.0.contains_key(&named.address))
         {
             // What this node's socket cannot reach may be reached from a relayed address.
-            let reached = self.traversal.paths.reaches(&address);
-            if reached && (!self.traversal.options.relay_only || kind == CandidateKind::Relayed) {
+            let paths = &self.traversal.paths;
+            let shown = !self.traversal.options.relay_only || kind == CandidateKind::Relayed;
+            if paths.reaches(&address) && shown && (!self.stranger || paths.may_visit(address)) {
                 let path = Path::direct(address);
                 self.selection.add(now, path, self.kind(path));
                 if kind == CandidateKind::Relayed {
