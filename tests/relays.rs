@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use panda_network::discovery::DiscoveryOptions;
 use panda_network::identity::Identity;
 use panda_network::limits::{RELAYS_PER_NODE, UNPROVEN_PER_ADDRESS, UNPROVEN_PER_ADDRESS_WHILE};
 use panda_network::relay::{Relay, RelayOptions, TurnMode};
@@ -190,5 +191,35 @@ fn a_relay_that_names_many_addresses_keeps_no_other_from_saying_where_we_are() {
         sleep(Duration::from_secs(60)).await;
         let address = alice.network.address().unwrap();
         assert!(address.addresses().iter().any(|(_, address)| address.ip() != alice.host.ip()), "{address:?}");
+    });
+}
+
+/// The hub has never heard of Alice, and its NAT lets nobody in.
+#[test]
+fn a_hub_behind_a_nat_is_asked_by_whoever_knows_it_through_its_relay() {
+    sim::run(seed(), |sim| async move {
+        let world = world(&sim, 2);
+        let mut nodes = Vec::new();
+        // Alice and Bob have the second relay in common, which the hub does not use.
+        for (name, relays) in [("hub", &[0][..]), ("alice", &[1]), ("bob", &[0, 1])] {
+            let relays: Vec<_> = relays.iter().map(|relay| world.relays[*relay].1.address().to_string()).collect();
+            let change = |options: PandaNetworkOptions| {
+                options.with_relays(relays).with_discovery(DiscoveryOptions::new().with_topics(true))
+            };
+            nodes.push(world.node_with(world.host(Place::PortRestricted), name, change).await);
+        }
+        sleep(Duration::from_secs(5)).await;
+        let hub = nodes[0].network.address().unwrap();
+        let mut open = Vec::new();
+        for node in &nodes[1..] {
+            node.network.add_peer(hub.clone()).await.unwrap();
+            open.push(node.network.open(ticket(7, [])).await.unwrap());
+        }
+        sleep(PATIENCE).await;
+        for document in open {
+            assert_eq!(document.status().borrow().peers, 1, "the hub pointed each of them at the other");
+        }
+        assert_eq!(nodes[0].network.discovery_stats().asked, 0);
+        assert_eq!(world.relays[0].1.snapshot().malformed, 0);
     });
 }

@@ -164,9 +164,11 @@ impl Paths {
     }
 }
 
-/// The datagrams of a transmit.
-fn segments<'a>(transmit: &Transmit<'a>) -> std::slice::Chunks<'a, u8> {
-    transmit.contents.chunks(transmit.segment_size.unwrap_or(transmit.contents.len()).max(1))
+/// The datagrams of a transmit: an empty one is one as well, as which a relay is shown where we are.
+fn segments<'a>(transmit: &Transmit<'a>) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+    let contents = transmit.contents;
+    let empty = contents.is_empty().then_some(contents);
+    contents.chunks(transmit.segment_size.unwrap_or(contents.len()).max(1)).chain(empty)
 }
 
 /// The network says that there is no way: worth a fail-over. Others are about one datagram, like one that is too large.

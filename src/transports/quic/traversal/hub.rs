@@ -238,6 +238,10 @@ impl Hub {
         let Some(remote) = self.reached(&info) else { return };
         let path = Path { via: Via::Forward { flow }, remote: canonical(remote) };
         lock(&self.traversal.flows).open(relay, peer, path);
+        // The relay forwards nothing here before it knows where that is.
+        if self.traversal.doorkeeper.get().is_some_and(|keeper| keeper.lets_connect(&peer)) {
+            self.traversal.announce(path);
+        }
         lock(&self.traversal.refused_flows).remove(relay);
         self.tell_flows();
     }
