@@ -47,8 +47,9 @@ impl DocumentTicket {
         self.fit()
     }
 
-    /// Adds relays (`host` or `host:port`) where the peers can be found, at most 4 of at most 320 bytes; the rest is
-    /// left out. Peers that have no place beside them are left out as well.
+    /// Adds relays where the peers can be found, and where who opens it will be: `host`, `host:port`, or best
+    /// `host:port#key`, which nobody else can answer as. At most 4 of at most 320 bytes; the rest is left out. Peers that
+    /// have no place beside them are left out as well.
     pub fn with_relays(mut self, relays: impl IntoIterator<Item = String>) -> Self {
         self.relays.extend(relays.into_iter().filter(|relay| relay.len() <= RELAY_MAX_BYTES));
         self.relays.truncate(TICKET_MAX_RELAYS);

@@ -311,6 +311,15 @@ pub trait Transport: Send + Sync + Debug {
         peer: &'a PeerAddress,
         deadline: Duration,
     ) -> BoxFuture<'a, Result<Arc<dyn Connection>, TransportError>>;
+    /// As [`connect`](Self::connect), to a stranger: a peer that others named, and that shares nothing with this node as far as is
+    /// known. Anybody can make up such peers, so less is done to reach one: nothing is opened for it besides the connection.
+    fn visit<'a>(
+        &'a self,
+        peer: &'a PeerAddress,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<Arc<dyn Connection>, TransportError>> {
+        self.connect(peer, deadline)
+    }
     /// The next connection that a peer made, authenticated; `None` after shutdown. Cancel-safe.
     fn accept(&self) -> BoxFuture<'_, Option<Arc<dyn Connection>>>;
     /// Counters.

@@ -16,6 +16,7 @@ use panda_network::frame::FrameDecoder;
 use panda_network::identity::Identity;
 use panda_network::ids::LogId;
 use panda_network::limits::{DISCOVERY_RECORDS, WALK_PEERS};
+use panda_network::net::HostNetwork;
 use panda_network::sim::{self, LinkOptions, Sim, SimNetwork};
 use panda_network::sync::hello::PROTOCOL_VERSIONS;
 use panda_network::sync::wire::StreamOpen;
@@ -441,6 +442,11 @@ fn ten_thousand_identities_forged_and_future_records_change_nothing_but_counters
         );
         alice.knows(&hub).await;
         let document = alice.open(7).await;
+        // All of them say that they can be found at relays, where somebody waits for connections.
+        let evil = network.host([10, 7, 0, 1].into());
+        let mut evil = evil.listen_tcp(([10, 7, 0, 1], 443).into()).unwrap();
+        let relays: Vec<_> = (443..447).map(|port| format!("10.7.0.1:{port}")).collect();
+        let own = alice.address();
         let mut identities = 0u32;
         let mut made_up = |timestamp_us, forged| {
             identities += 1;
@@ -449,7 +455,8 @@ fn ten_thousand_identities_forged_and_future_records_change_nothing_but_counters
             let address = (TransportKind::Quic, SocketAddr::from(([10, 8, 0, 1], 4000)));
             let capabilities = Capabilities::NODE.with(Capabilities::DISCOVERY);
             let identity = Identity::from_seed(&seed);
-            let record = PeerAddress::sign_capable(&identity, vec![address], Vec::new(), capabilities, timestamp_us);
+            let record =
+                PeerAddress::sign_capable(&identity, vec![address], relays.clone(), capabilities, timestamp_us);
             let mut record = record.unwrap().encode();
             let last = record.len() - 1;
             record[last] ^= u8::from(forged);
@@ -468,6 +475,10 @@ fn ten_thousand_identities_forged_and_future_records_change_nothing_but_counters
         assert_eq!((stats.answered, stats.forged, stats.out_of_time), (170, 170, 170), "{stats:?}");
         assert!(stats.known <= WALK_PEERS as u64, "{stats:?}");
         assert_eq!(stats.found, 0);
+        let connected = std::future::poll_fn(|context| evil.poll_accept(context));
+        assert!(timeout(Duration::from_secs(60), connected).await.is_err(), "a stranger's relay is left alone");
+        assert_eq!((alice.address().relays(), alice.address().addresses()), (own.relays(), own.addresses()));
+        assert!(alice.network.relays().is_empty());
         // Alice still finds a peer of her document, through the one that her user named.
         bob.knows(&hub).await;
         let _there = bob.open(7).await;

@@ -150,11 +150,11 @@ impl Connections {
     }
 
     /// The connection to this peer: the one there is, or a new one, which is kept no longer than its handler does. For asking a
-    /// peer something once.
+    /// peer something once. A `stranger` is dialled by [`Transport::visit`].
     ///
     /// # Errors
     /// [`TransportError`]: it cannot be reached, or this node is offline.
-    pub async fn visit(&self, address: &PeerAddress) -> Result<Arc<dyn Connection>, TransportError> {
+    pub async fn visit(&self, address: &PeerAddress, stranger: bool) -> Result<Arc<dyn Connection>, TransportError> {
         let (inner, peer) = (&self.inner, address.peer_id());
         if let Some(connection) = inner.current(&peer) {
             return Ok(connection);
@@ -162,7 +162,10 @@ impl Connections {
         if !*inner.online.borrow() {
             return Err(TransportError::ClosedHere);
         }
-        let connection = inner.transport.connect(address, CONNECT_DEADLINE).await?;
+        let connection = match stranger {
+            true => inner.transport.visit(address, CONNECT_DEADLINE).await?,
+            false => inner.transport.connect(address, CONNECT_DEADLINE).await?,
+        };
         inner.establish(connection);
         // Not necessarily this one: the peer may have dialled as well.
         inner.current(&peer).ok_or(TransportError::ClosedHere)

@@ -23,14 +23,15 @@ use crate::ids::{DocumentId, PeerId};
 use crate::limits::{
     DISCOVERY_RECORDS, DISCOVERY_RUN_DEADLINE, DISCOVERY_RUN_INTERVAL, DISCOVERY_RUNS, MAX_KNOWN_PEERS, WALK_PEERS,
 };
-use crate::store::{Heard, Store, StoreError};
+use crate::store::{Heard, KnownPeer, Store, StoreError};
 use crate::sync::wire::StreamOpen;
 use crate::transport::{BiStream, BoxFuture, CloseReason, Connection, Priority, StreamHandler, TransportError};
 
 /// How visits are made.
 pub trait Visits: Send + Sync + std::fmt::Debug {
-    /// The connection to a peer: the one there is, or a new one, which this node need not keep.
-    fn visit(&self, peer: PeerAddress) -> BoxFuture<'_, Result<Arc<dyn Connection>, TransportError>>;
+    /// The connection to a peer: the one there is, or a new one, which this node need not keep. A `stranger` is one that this
+    /// node's user did not name.
+    fn visit(&self, peer: PeerAddress, stranger: bool) -> BoxFuture<'_, Result<Arc<dyn Connection>, TransportError>>;
     /// The visit is over, and the peer shares nothing: its connection goes, if we made it and nobody else wants it.
     fn leave(&self, peer: &PeerId);
 }
@@ -266,20 +267,20 @@ impl Inner {
             // Forgotten meanwhile, for want of room.
             return Err(TransportError::ClosedHere.into());
         };
-        let mut learnt = self.ask(&known.address).await;
+        let mut learnt = self.ask(&known).await;
         if let Err(RunError::Transport(error)) = &learnt
             && is_superseded(error)
         {
             // Both dialled each other, and the other connection stayed.
-            learnt = self.ask(&known.address).await;
+            learnt = self.ask(&known).await;
         }
         let learnt = learnt?;
         self.leave(&peer, &learnt, |state| state.answering.contains(&peer));
         self.on_learnt(peer, learnt, true).await
     }
 
-    async fn ask(&self, address: &PeerAddress) -> Result<Learnt, RunError> {
-        let connection = self.parts.visits.visit(address.clone()).await?;
+    async fn ask(&self, known: &KnownPeer) -> Result<Learnt, RunError> {
+        let connection = self.parts.visits.visit(known.address.clone(), !known.bootstrap).await?;
         let asked = async {
             let (mut send, receive) = connection.open_bi(Priority::Low).await?;
             let mut open = Vec::new();

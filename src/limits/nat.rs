@@ -164,8 +164,13 @@ pub const ANSWERED_PER_RELAY: usize = 128;
 /// How many of these with one peer, which asks at every relay that both have. More: as above.
 pub const ANSWERED_PER_PEER: usize = 16;
 
-/// Relays that a node keeps sessions with. More: further ones are not used.
+/// Relays that a node keeps sessions with. More in the options: refused at the start; in tickets: peers are still looked for
+/// there, but this node is not found there.
 pub const RELAYS_PER_NODE: usize = 8;
+
+/// Relays besides, with which a node has a session for as long as it looks for a peer there, is connected by it, or a minute
+/// after. More: those make room that nobody needs now, then those that did not come up; a dial waits for that.
+pub const RELAYS_BORROWED: usize = 16;
 
 /// Forwarding flows that a node knows per relay; a relay of ours opens 64. More: the one opened longest ago is forgotten.
 pub const FLOWS_PER_RELAY: usize = 1024;
@@ -190,6 +195,16 @@ pub const UNPROVEN_PER_ADDRESS_WHILE: Duration = Duration::from_secs(600);
 
 /// IP addresses whose packets are counted at once. More: nothing is sent to further ones.
 pub const UNPROVEN_ADDRESSES: usize = 4096;
+
+/// How many of these may be strangers': peers that others named and that share nothing with this node, as far as is known.
+pub const VISITED_ADDRESSES: usize = UNPROVEN_ADDRESSES / 2;
+
+/// Packets that one node sends per second to servers that relays name and that did not answer yet. More: not sent, and counted.
+/// To one address go as many as to any other, counted apart.
+pub const NAMED_PER_SECOND: u32 = 250;
+
+/// IP addresses of such servers that are counted at once. More: nothing is sent to further ones.
+pub const NAMED_ADDRESSES: usize = 256;
 
 /// Sockets that one attempt at birthday punching opens, for some seconds; all but one are closed when it is over. Where the
 /// system gives fewer, it does with those.

@@ -10,6 +10,7 @@ use super::Node;
 use crate::address::TransportKind;
 use crate::discovery::topics::TopicDiscovery;
 use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, RENDEZVOUS_PUBLISH_INTERVAL, TICKET_MAX_RELAYS};
+use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::signal::CandidateKind;
 use crate::transports::quic::QuicTransport;
 use crate::transports::relay_client::RelayState;
@@ -25,13 +26,23 @@ pub(super) fn reachable(quic: &QuicTransport) -> (Vec<(TransportKind, SocketAddr
     // A relayed address lets in only whom a relay introduced.
     let told = candidates.into_iter().filter(|candidate| candidate.kind != CandidateKind::Relayed);
     let addresses = told.map(|candidate| (TransportKind::Quic, candidate.address));
-    let relays = quic.relays().into_iter().map(|(mut relay, state)| {
+    (addresses.take(PEER_ADDRESS_MAX_ADDRESSES).collect(), best(quic.relays()))
+}
+
+/// As many as a record names, best first: one that is down is left out for one that is up.
+fn best(relays: Vec<(RelayAddress, RelayState)>) -> Vec<String> {
+    let mut ranked: Vec<_> = relays.into_iter().enumerate().collect();
+    ranked.sort_by_key(|(place, (_, state))| (!matches!(state, RelayState::Up(_)), *place));
+    ranked.truncate(TICKET_MAX_RELAYS);
+    // A relay that goes down and up again is no reason for a new order, which peers would be told of.
+    ranked.sort_by_key(|(place, _)| *place);
+    let named = ranked.into_iter().map(|(_, (mut relay, state))| {
         if let RelayState::Up(info) = state {
             relay.key = Some(info.key);
         }
         relay.to_string()
     });
-    (addresses.take(PEER_ADDRESS_MAX_ADDRESSES).collect(), relays.take(TICKET_MAX_RELAYS).collect())
+    named.collect()
 }
 
 /// Follows the node's addresses and relays: when they changed, peers hear of it; when the machine slept as well,

@@ -20,10 +20,10 @@ struct Visiting {
 }
 
 impl Visits for Visiting {
-    fn visit(&self, peer: PeerAddress) -> BoxFuture<'_, Result<Arc<dyn Connection>, TransportError>> {
+    fn visit(&self, peer: PeerAddress, stranger: bool) -> BoxFuture<'_, Result<Arc<dyn Connection>, TransportError>> {
         Box::pin(async move {
             match self.options.admits(&peer.peer_id()) {
-                Ok(()) => self.connections.visit(&peer).await,
+                Ok(()) => self.connections.visit(&peer, stranger).await,
                 Err(_) => Err(TransportError::ClosedHere),
             }
         })

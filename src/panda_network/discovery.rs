@@ -179,6 +179,11 @@ impl Doorkeeper for Admission {
     fn admits(&self, peer: &PeerId, session: u64, proofs: &[Proof]) -> bool {
         self.options.admits(peer).is_ok() && self.documents.admits(peer, session, proofs)
     }
+
+    /// Who asks strangers is asked by them, also behind a NAT.
+    fn lets_connect(&self, peer: &PeerId) -> bool {
+        self.options.topics && self.options.admits(peer).is_ok()
+    }
 }
 
 /// The node as finders see it.

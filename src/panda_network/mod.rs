@@ -21,6 +21,7 @@ mod events;
 mod in_memory;
 mod interface;
 mod options;
+mod relays;
 mod start;
 #[cfg(test)]
 #[cfg(feature = "sim")]
@@ -52,6 +53,7 @@ use crate::transports::relay_client::RelayState;
 use crate::watch;
 
 use discovery::Discovery;
+use relays::HomeRelays;
 
 /// How long a shutdown waits for peers to close after they were told goodbye.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
@@ -74,6 +76,7 @@ struct Node {
     quic: QuicTransport,
     documents: Documents,
     connections: Connections,
+    relays: HomeRelays,
     discovery: Discovery,
     /// Set when discovery by asking is on.
     topics: OnceLock<TopicDiscovery>,
@@ -148,7 +151,7 @@ impl PandaNetwork {
     pub async fn open(&self, ticket: DocumentTicket) -> Result<Document, PandaError> {
         let record = DocumentRecord { document: ticket.document(), key: ticket.key().clone() };
         let document = self.open_record(record).await?;
-        self.add_relays(ticket.relays());
+        self.node.relays.on_ticket(&self.node.quic, document.id(), ticket.relays());
         for peer in ticket.peers() {
             document.open.remember_peer(peer.clone(), Heard::FromOthers).await?;
             self.node.on_found(Found { peer: peer.clone(), document: document.id(), source: Source::Ticket });
@@ -174,6 +177,7 @@ impl PandaNetwork {
     pub async fn close(&self, document: DocumentId) -> Result<(), PandaError> {
         self.node.documents.close(&document);
         self.node.on_document_closed(&document);
+        self.node.relays.on_closed(&self.node.quic, &document);
         #[cfg(feature = "bridge")]
         self.node.bridge.iter().for_each(|bridge| bridge.close(&document));
         Ok(())
@@ -303,17 +307,8 @@ impl PandaNetwork {
         }
     }
 
-    /// Relays that others named. One whose name cannot be read is as good as one that does not answer.
-    fn add_relays(&self, relays: &[String]) {
-        for relay in relays.iter().filter_map(|relay| relay.parse::<RelayAddress>().ok()) {
-            let known = self.node.quic.relays();
-            if !known.iter().any(|(known, _)| known.server == relay.server) {
-                self.node.quic.add_relay(relay);
-            }
-        }
-    }
-
-    /// The relays that this node keeps sessions with, and how those are.
+    /// The relays that this node keeps sessions with, best first, and how those are: those of its options and of open documents.
+    /// Peers may be looked for at others meanwhile.
     pub fn relays(&self) -> Vec<(RelayAddress, RelayState)> {
         self.node.quic.relays()
     }
@@ -327,9 +322,9 @@ impl PandaNetwork {
     async fn open_record(&self, record: DocumentRecord) -> Result<Document, PandaError> {
         let document = record.document;
         let open = self.node.documents.open(record).await?;
-        for peer in open.known_peers().await? {
-            // Where the peers are found, this node should be found as well.
-            self.add_relays(peer.relays());
+        let peers = open.known_peers().await?;
+        self.node.relays.on_known_peers(&self.node.quic, document, &peers);
+        for peer in peers {
             self.node.on_found(Found { peer, document, source: Source::Store });
         }
         self.node.discovery.on_change();

@@ -94,8 +94,9 @@ impl PandaNetworkOptions {
         self
     }
 
-    /// Relays where peers find this node and that help through NATs: `host`, `host:port` or `host:port#key`, at most 8. Default:
-    /// none; the relays of opened tickets are used in any case. With the key nobody can pose as the relay; without, whoever
+    /// Relays where peers find this node and that help through NATs: `host`, `host:port` or `host:port#key`, best first, at most 8;
+    /// with more, starting fails. Default: none. Those of the tickets of open documents come after these, 8 in all; at others
+    /// peers are looked for while that is needed. With the key nobody can pose as the relay; without, whoever
     /// answers is taken, learns who meets whom, and still reads and forges nothing.
     pub fn with_relays<R: Into<String>>(mut self, relays: impl IntoIterator<Item = R>) -> Self {
         self.reach.relays = Some(relays.into_iter().map(Into::into).collect());

@@ -14,6 +14,7 @@ use super::discovery::{self, Admission, Discovery, Handler};
 use super::events::Events;
 #[cfg(feature = "sim")]
 use super::options;
+use super::relays::HomeRelays;
 use super::{Node, PandaError, PandaNetwork, PandaNetworkOptions, addresses, asking};
 use crate::clock::Clock;
 use crate::connections::Connections;
@@ -87,6 +88,7 @@ impl PandaNetwork {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(storage, identity.clone())?);
         let lan = quic.visible_network().filter(|_| options.discovery.lan);
         let quic = QuicTransport::start(&identity, quic.with_hello(PROTOCOL_VERSIONS.encode()))?;
+        let relays = HomeRelays::new(quic.relays().into_iter().map(|(relay, _)| relay).collect());
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
         let (finding, events) = (options.discovery.clone(), Arc::new(Events::new()));
@@ -115,6 +117,7 @@ impl PandaNetwork {
             quic,
             documents,
             connections,
+            relays,
             discovery,
             topics: OnceLock::new(),
             #[cfg(feature = "bridge")]

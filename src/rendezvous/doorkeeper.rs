@@ -27,4 +27,8 @@ pub trait Doorkeeper: Send + Sync + std::fmt::Debug {
     fn proofs(&self, peer: &PeerId, session: u64) -> Vec<Proof>;
     /// Whether an offer of `session` from `peer` to this node proves enough.
     fn admits(&self, peer: &PeerId, session: u64, proofs: &[Proof]) -> bool;
+    /// Whether `peer` may connect by what a relay forwards without such a proof. It is not told where this node is before.
+    fn lets_connect(&self, _peer: &PeerId) -> bool {
+        false
+    }
 }

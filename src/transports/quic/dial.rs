@@ -27,20 +27,22 @@ use crate::rendezvous::address::RelayAddress;
 use crate::transport::{TransportError, TransportKind};
 use crate::transports::tls;
 
-/// Connects to a peer, and writes down what is tried. Dropping the future abandons all attempts.
+/// Connects to a peer, and writes down what is tried. Dropping the future abandons all attempts. For a `stranger` no session with
+/// a relay is opened.
 pub(super) async fn connect(
     transport: &Arc<QuicTransportImpl>,
     address: &PeerAddress,
+    stranger: bool,
     attempt: &Attempt,
 ) -> Result<Arc<QuicConnection>, TransportError> {
-    let candidates = candidates_of(transport, address, attempt);
-    let relays = relays_of(transport, address);
+    let candidates = candidates_of(transport, address, stranger, attempt);
+    let relays = relays_of(transport, address, stranger);
     if candidates.is_empty() && relays.is_empty() {
         return Err(TransportError::NoAddress(TransportKind::Quic));
     }
     let peer = address.peer_id();
     let meeting = transport.traversal.as_ref().filter(|_| !relays.is_empty());
-    let meeting = meeting.map(|traversal| Meeting::new(traversal, attempt));
+    let meeting = meeting.map(|traversal| Meeting::new(traversal, stranger, attempt));
     let race = Race {
         transport,
         peer,
@@ -67,27 +69,34 @@ pub(super) async fn connect(
 }
 
 /// The peer's addresses that are dialled.
-fn candidates_of(transport: &QuicTransportImpl, address: &PeerAddress, attempt: &Attempt) -> Vec<SocketAddr> {
+fn candidates_of(
+    transport: &QuicTransportImpl,
+    address: &PeerAddress,
+    stranger: bool,
+    attempt: &Attempt,
+) -> Vec<SocketAddr> {
     // A packet to any of them would show where this node is.
     let hidden = transport.options.relay_only;
     let mut candidates: Vec<_> = address.addresses_for(TransportKind::Quic).collect();
     candidates.retain(|candidate| {
-        let reached = transport.paths.reaches(candidate);
-        let outcome = match (hidden, reached) {
-            (true, _) => PathOutcome::Withheld,
-            (false, true) => PathOutcome::NoAnswer,
-            (false, false) => PathOutcome::NoRoute,
+        let outcome = match transport.paths.reaches(candidate) {
+            _ if hidden => PathOutcome::Withheld,
+            false => PathOutcome::NoRoute,
+            true if stranger && !transport.paths.may_visit(canonical(*candidate)) => PathOutcome::Withheld,
+            true => PathOutcome::NoAnswer,
         };
         attempt.tried(Path::direct(canonical(*candidate)), kind_of_own(candidate.ip()), outcome);
-        reached && !hidden
+        outcome == PathOutcome::NoAnswer
     });
     candidates
 }
 
-/// Where the peer can be found, by its own word, and where we are ourselves: it may be there as well.
-fn relays_of(transport: &QuicTransportImpl, address: &PeerAddress) -> Vec<RelayAddress> {
+/// Where the peer can be found, by its own word, and where we are ourselves: it may be there as well. A stranger's word is not
+/// enough for a session of its own.
+fn relays_of(transport: &QuicTransportImpl, address: &PeerAddress, stranger: bool) -> Vec<RelayAddress> {
     let Some(traversal) = &transport.traversal else { return Vec::new() };
     let theirs = address.relays().iter().filter_map(|relay| relay.parse().ok());
+    let theirs = theirs.filter(|relay| !stranger || traversal.has_relay(relay));
     let ours = traversal.relays().into_iter().map(|(relay, _)| relay);
     let mut relays: Vec<RelayAddress> = Vec::new();
     for relay in theirs.chain(ours) {

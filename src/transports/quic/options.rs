@@ -10,7 +10,8 @@ use quinn::{AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Tra
 
 use super::path_epoch::PathEpoch;
 use crate::limits::{
-    CONNECT_DEADLINE, HANDSHAKES_BEFORE_RETRY, HELLO_MAX_BYTES, MAX_CONNECTIONS, STREAMS_PER_CONNECTION,
+    CONNECT_DEADLINE, HANDSHAKES_BEFORE_RETRY, HELLO_MAX_BYTES, MAX_CONNECTIONS, RELAYS_PER_NODE,
+    STREAMS_PER_CONNECTION,
 };
 use crate::net::HostNetwork;
 use crate::rendezvous::address::RelayAddress;
@@ -113,8 +114,8 @@ impl QuicTransportOptions {
         self.host_network().filter(|_| !self.relay_only)
     }
 
-    /// Relays to keep sessions with, at most 8: peers find us there, and they help through NATs. Default: none. The more, the
-    /// more of them learn when this node is online.
+    /// Relays to keep sessions with, best first, at most 8: peers find us there, and they help through NATs. Default: none. The more,
+    /// the more of them learn when this node is online.
     pub fn with_relays(mut self, relays: impl IntoIterator<Item = RelayAddress>) -> Self {
         self.relays = relays.into_iter().collect();
         self
@@ -223,6 +224,7 @@ impl QuicTransportOptions {
             if actual > limit { Err(TransportError::Limit { what, limit }) } else { Ok(()) }
         };
         limit("hello bytes", self.hello.len(), HELLO_MAX_BYTES)?;
+        limit("relays", self.relays.len(), RELAYS_PER_NODE)?;
         limit("idle timeout seconds", self.idle_timeout.as_secs() as usize, IDLE_TIMEOUT_MAX.as_secs() as usize)?;
         limit("keep-alive milliseconds", self.keep_alive.as_millis() as usize, self.idle_timeout.as_millis() as usize)
     }
@@ -269,5 +271,8 @@ mod tests {
         assert!(options().with_hello(vec![0; HELLO_MAX_BYTES + 1].into()).validate().is_err());
         assert!(options().with_idle_timeout(Duration::from_secs(3600)).validate().is_err());
         assert!(options().with_keep_alive(Duration::from_secs(60)).validate().is_err());
+        let relay = |number: usize| format!("relay-{number}.example.org").parse().unwrap();
+        assert!(options().with_relays((0..RELAYS_PER_NODE).map(relay)).validate().is_ok());
+        assert!(options().with_relays((0..=RELAYS_PER_NODE).map(relay)).validate().is_err());
     }
 }

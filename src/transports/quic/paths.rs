@@ -64,8 +64,8 @@ pub(super) struct Paths {
     local: SocketAddr,
     socket: Weak<dyn AsyncUdpSocket>,
     routes: Mutex<RouteTable>,
-    /// Relays, from which forwarded datagrams are taken.
-    relays: RwLock<BTreeSet<SocketAddr>>,
+    /// Relays, from which forwarded datagrams are taken, and whether anything proved that one is there.
+    relays: RwLock<BTreeMap<SocketAddr, bool>>,
     turn: RwLock<BTreeMap<u8, Arc<dyn TurnLink>>>,
     stun: mpsc::Sender<StunInput>,
     stun_taken: Mutex<Option<mpsc::Receiver<StunInput>>>,
@@ -74,6 +74,10 @@ pub(super) struct Paths {
     unproven: Mutex<Unproven>,
     /// Of birthday punching.
     guesses: Mutex<Unproven>,
+    /// Of servers that relays name.
+    named: Mutex<Unproven>,
+    /// Addresses of strangers that were visited.
+    visited: Mutex<Unproven>,
     withheld: AtomicU64,
     repeated: AtomicU64,
     send_errors: AtomicU64,
@@ -104,6 +108,8 @@ impl Paths {
             extra: ExtraSockets::default(),
             unproven: Mutex::new(Unproven::new(Instant::now().into_std(), Bounds::PATHS)),
             guesses: Mutex::new(Unproven::new(Instant::now().into_std(), Bounds::BIRTHDAY)),
+            named: Mutex::new(Unproven::new(Instant::now().into_std(), Bounds::NAMED)),
+            visited: Mutex::new(Unproven::new(Instant::now().into_std(), Bounds::VISITED)),
             withheld: AtomicU64::new(0),
             repeated: AtomicU64::new(0),
             send_errors: AtomicU64::new(0),
@@ -216,8 +222,18 @@ impl Paths {
     }
 
     /// Relays from which forwarded datagrams are taken.
-    pub(super) fn set_relays(&self, relays: BTreeSet<SocketAddr>) {
-        *self.relays.write().unwrap_or_else(PoisonError::into_inner) = relays;
+    pub(super) fn set_relays(&self, relays: &BTreeSet<SocketAddr>) {
+        let mut known = self.relays.write().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|relay, _| relays.contains(relay));
+        relays.iter().for_each(|relay| _ = known.entry(*relay).or_insert(false));
+    }
+
+    /// A server that a relay named answered what it was asked, or a peer did through it.
+    pub(super) fn on_server_answer(&self, server: SocketAddr) {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner).prove(server.ip());
+        if let Some(proven) = self.relays.write().unwrap_or_else(PoisonError::into_inner).get_mut(&server) {
+            *proven = true;
+        }
     }
 
     /// An allocation that carries paths, or the end of it.

@@ -77,7 +77,8 @@ async fn pair() -> Pair {
 /// As [`pair`], with the dialler's end in the open, to break the protocol with.
 async fn rogue_pair() -> (QuicTransport, QuicTransport, Arc<QuicConnection>, Arc<dyn Connection>) {
     let (rogue, bob) = (start(1), start(2));
-    let at_rogue = dial::connect(rogue.inner(), &record(2, &[address_of(&bob)]), &Default::default()).await.unwrap();
+    let at_rogue =
+        dial::connect(rogue.inner(), &record(2, &[address_of(&bob)]), false, &Default::default()).await.unwrap();
     let at_bob = bob.accept().await.unwrap();
     (rogue, bob, at_rogue, at_bob)
 }

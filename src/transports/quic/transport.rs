@@ -143,12 +143,15 @@ impl QuicTransport {
         }
     }
 
-    /// Keeps a session with one more relay. False when there are as many as may be, or without NAT traversal.
-    pub fn add_relay(&self, relay: RelayAddress) -> bool {
-        self.inner().traversal.as_ref().is_some_and(|traversal| traversal.add_relay(relay))
+    /// Keeps sessions with these relays from now on, best first, and with no others: this node is found there. At most 8;
+    /// further ones are left out. Nothing happens without NAT traversal.
+    pub fn keep_relays(&self, relays: &[RelayAddress]) {
+        if let Some(traversal) = &self.inner().traversal {
+            traversal.keep_relays(relays);
+        }
     }
 
-    /// Has the relays that are used keep where else this node can be met, for whoever knows its key and asks there. Again
+    /// Has the relays that are kept remember where else this node can be met, for whoever knows its key and asks there. Again
     /// whenever that changes, and now and then.
     pub fn publish(&self, record: &RendezvousRecord) {
         if let Some(traversal) = &self.inner().traversal {
@@ -156,7 +159,7 @@ impl QuicTransport {
         }
     }
 
-    /// The relays that sessions are kept with, and how those are.
+    /// The relays that sessions are kept with, best first, and how those are.
     pub fn relays(&self) -> Vec<(RelayAddress, RelayState)> {
         self.inner().traversal.as_ref().map(|traversal| traversal.relays()).unwrap_or_default()
     }
@@ -193,12 +196,22 @@ impl QuicTransport {
         deadline: Duration,
     ) -> (Result<Arc<dyn Connection>, TransportError>, DialReport) {
         let attempt = Attempt::default();
-        let dialled = timeout(deadline, dial::connect(self.inner(), peer, &attempt)).await;
+        let dialled = self.dial((peer, false), deadline, &attempt).await;
+        (dialled, attempt.report())
+    }
+
+    async fn dial(
+        &self,
+        (peer, stranger): (&PeerAddress, bool),
+        deadline: Duration,
+        attempt: &Attempt,
+    ) -> Result<Arc<dyn Connection>, TransportError> {
+        let dialled = timeout(deadline, dial::connect(self.inner(), peer, stranger, attempt)).await;
         let dialled = dialled.unwrap_or(Err(TransportError::Timeout(deadline))).inspect_err(|error| {
             self.inner().counters.failed.add();
             tracing::debug!(peer = %peer.peer_id().short(), %error, "could not connect");
         });
-        (dialled.map(|connection| connection as Arc<dyn Connection>), attempt.report())
+        dialled.map(|connection| connection as Arc<dyn Connection>)
     }
 
     pub(super) fn inner(&self) -> &Arc<QuicTransportImpl> {
@@ -224,10 +237,15 @@ impl Transport for QuicTransport {
         peer: &'a PeerAddress,
         deadline: Duration,
     ) -> BoxFuture<'a, Result<Arc<dyn Connection>, TransportError>> {
-        Box::pin(async move {
-            let (dialled, _) = self.connect_and_tell(peer, deadline).await;
-            dialled
-        })
+        Box::pin(async move { self.dial((peer, false), deadline, &Attempt::default()).await })
+    }
+
+    fn visit<'a>(
+        &'a self,
+        peer: &'a PeerAddress,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<Arc<dyn Connection>, TransportError>> {
+        Box::pin(async move { self.dial((peer, true), deadline, &Attempt::default()).await })
     }
 
     fn accept(&self) -> BoxFuture<'_, Option<Arc<dyn Connection>>> {

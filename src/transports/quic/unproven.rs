@@ -1,15 +1,16 @@
 //! How much is sent to addresses that nobody has answered from: what a peer says about its addresses may aim us at somebody.
 //!
 //! Two bounds: packets per second to all of them, and packets per address and while. An answer that proves who is there ends
-//! both for its address. A plain data structure; the clock is handed in.
+//! both for its address. What relays name is counted apart from what peers do. A plain data structure; the clock is handed in.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::limits::{
-    BIRTHDAY_ADDRESSES, BIRTHDAY_PER_ADDRESS, BIRTHDAY_PER_ADDRESS_WHILE, BIRTHDAY_PER_SECOND, UNPROVEN_ADDRESSES,
-    UNPROVEN_PER_ADDRESS, UNPROVEN_PER_ADDRESS_WHILE, UNPROVEN_PER_SECOND, UNPROVEN_SECOND,
+    BIRTHDAY_ADDRESSES, BIRTHDAY_PER_ADDRESS, BIRTHDAY_PER_ADDRESS_WHILE, BIRTHDAY_PER_SECOND, NAMED_ADDRESSES,
+    NAMED_PER_SECOND, UNPROVEN_ADDRESSES, UNPROVEN_PER_ADDRESS, UNPROVEN_PER_ADDRESS_WHILE, UNPROVEN_PER_SECOND,
+    UNPROVEN_SECOND, VISITED_ADDRESSES,
 };
 
 /// How much may be sent.
@@ -30,6 +31,10 @@ impl Bounds {
         per_address_while: UNPROVEN_PER_ADDRESS_WHILE,
         addresses: UNPROVEN_ADDRESSES,
     };
+    /// Of servers that relays name: what peers name leaves these what they need.
+    pub(super) const NAMED: Self = Self { per_second: NAMED_PER_SECOND, addresses: NAMED_ADDRESSES, ..Self::PATHS };
+    /// Of addresses of strangers; what goes there counts among the paths as well.
+    pub(super) const VISITED: Self = Self { addresses: VISITED_ADDRESSES, ..Self::PATHS };
     /// Of birthday punching, whose packets no answer makes good.
     pub(super) const BIRTHDAY: Self = Self {
         per_second: BIRTHDAY_PER_SECOND,
@@ -143,6 +148,19 @@ mod tests {
             });
         }
         assert!(unproven.addresses.len() <= UNPROVEN_ADDRESSES);
+    }
+
+    #[test]
+    fn strangers_leave_room_for_the_addresses_of_peers() {
+        let start = Instant::now();
+        let (mut paths, mut strangers) = (Unproven::new(start, Bounds::PATHS), Unproven::new(start, Bounds::VISITED));
+        // As many as four visits in ten seconds bring, each to twenty addresses.
+        let visited = (0..4800u32).filter(|n| {
+            let now = start + UNPROVEN_SECOND * (n / 8);
+            strangers.take(ip(*n), now) && paths.take(ip(*n), now)
+        });
+        assert_eq!(visited.count(), VISITED_ADDRESSES);
+        assert!(paths.take(ip(10_000), start + UNPROVEN_PER_ADDRESS_WHILE / 2));
     }
 
     #[test]

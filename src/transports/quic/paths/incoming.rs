@@ -63,7 +63,7 @@ impl Paths {
                     Received::Payload { peer, payload } => {
                         self.inject(Path { via: Via::Turn { allocation }, remote: canonical(peer) }, payload);
                     }
-                    Received::Taken => {}
+                    Received::Taken => self.on_server_answer(source),
                     // A TURN server has no business to speak QUIC from this address.
                     Received::Other => _ = self.is_quic(source, datagram),
                 }
@@ -80,7 +80,7 @@ impl Paths {
             Protocol::Quic => return true,
             Protocol::Stun => self.on_stun(Path::direct(source), datagram),
             Protocol::Forward { flow } => {
-                let from_relay = self.relays.read().unwrap_or_else(PoisonError::into_inner).contains(&source);
+                let from_relay = self.relays.read().unwrap_or_else(PoisonError::into_inner).contains_key(&source);
                 if let (true, Some((_, payload))) = (from_relay, parse_forward(datagram)) {
                     self.inject(Path { via: Via::Forward { flow }, remote: source }, payload);
                 }

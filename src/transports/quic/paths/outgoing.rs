@@ -65,13 +65,25 @@ impl Paths {
         if any_sent { Ok(()) } else { blocked }
     }
 
-    /// Whether one more packet may go by a path that nobody answered on yet. Relays may always be asked, and who came to an
-    /// extra socket.
+    /// Whether one more packet may go by a path that nobody answered on yet. TURN servers are asked by allocations that they
+    /// made, and who came to an extra socket may always be.
     pub(in crate::transports::quic) fn may_send(&self, path: &Path) -> bool {
-        if path.via != Via::Socket {
-            return true;
+        match path.via {
+            Via::Socket => self.take(&self.unproven, path.remote),
+            Via::Forward { .. } => self.may_ask(path.remote),
+            Via::Turn { .. } | Via::Extra { .. } => true,
         }
-        self.take(&self.unproven, path.remote)
+    }
+
+    /// Whether one more packet may go to an address that a relay named as its own, or as that of another server.
+    pub(in crate::transports::quic) fn may_ask(&self, server: SocketAddr) -> bool {
+        let proven = self.relays.read().unwrap_or_else(PoisonError::into_inner).get(&server).copied();
+        proven == Some(true) || self.take(&self.named, server)
+    }
+
+    /// Whether a stranger may be looked for at an address: strangers have a share of all that are counted.
+    pub(in crate::transports::quic) fn may_visit(&self, remote: SocketAddr) -> bool {
+        self.take(&self.visited, remote)
     }
 
     /// Whether one more packet of birthday punching may go there.
@@ -89,8 +101,14 @@ impl Paths {
 
     /// The peer proved that it is there.
     pub(in crate::transports::quic) fn prove(&self, path: &Path) {
-        if path.via == Via::Socket {
-            self.unproven.lock().unwrap_or_else(PoisonError::into_inner).prove(path.remote.ip());
+        match path.via {
+            Via::Socket => {
+                let ip = path.remote.ip();
+                self.unproven.lock().unwrap_or_else(PoisonError::into_inner).prove(ip);
+                self.visited.lock().unwrap_or_else(PoisonError::into_inner).prove(ip);
+            }
+            Via::Forward { .. } => self.on_server_answer(path.remote),
+            Via::Turn { .. } | Via::Extra { .. } => {}
         }
     }
 
@@ -146,9 +164,11 @@ impl Paths {
     }
 }
 
-/// The datagrams of a transmit.
-fn segments<'a>(transmit: &Transmit<'a>) -> std::slice::Chunks<'a, u8> {
-    transmit.contents.chunks(transmit.segment_size.unwrap_or(transmit.contents.len()).max(1))
+/// The datagrams of a transmit: an empty one is one as well, as which a relay is shown where we are.
+fn segments<'a>(transmit: &Transmit<'a>) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+    let contents = transmit.contents;
+    let empty = contents.is_empty().then_some(contents);
+    contents.chunks(transmit.segment_size.unwrap_or(contents.len()).max(1)).chain(empty)
 }
 
 /// The network says that there is no way: worth a fail-over. Others are about one datagram, like one that is too large.

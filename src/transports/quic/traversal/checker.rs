@@ -61,6 +61,8 @@ pub(super) struct InUse {
 #[derive(Debug)]
 pub(super) struct Checker {
     traversal: Arc<Traversal>,
+    /// The peer is a stranger, whose addresses have a share only.
+    pub(super) stranger: bool,
     pub(super) selection: PathSelection,
     /// The session as this end asks in it.
     session: Session,
@@ -129,6 +131,7 @@ impl Checker {
         let consumer = traversal.register(session, registered, sender, in_use.is_some())?;
         let mut checker = Self {
             traversal: traversal.clone(),
+            stranger: false,
             selection,
             session,
             key,
@@ -157,7 +160,9 @@ impl Checker {
         {
             // What this node's socket cannot reach may be reached from a relayed address. Who hides sends from there only: a
             // TURN server tells its client where packets come from, and a peer may call any address relayed.
-            if self.traversal.paths.reaches(&address) && !self.traversal.options.relay_only {
+            let paths = &self.traversal.paths;
+            let hides = self.traversal.options.relay_only;
+            if paths.reaches(&address) && !hides && (!self.stranger || paths.may_visit(address)) {
                 let path = Path::direct(address);
                 self.selection.add(now, path, self.kind(path));
                 if kind == CandidateKind::Relayed {

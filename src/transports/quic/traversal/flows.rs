@@ -56,6 +56,13 @@ impl Flows {
         self.at.get(relay).into_iter().flat_map(|flows| flows.keys().copied())
     }
 
+    /// Relays that there is no session with any more forward nothing. False when none of these was known.
+    pub(super) fn retain(&mut self, is_known: impl Fn(&RelayAddress) -> bool) -> bool {
+        let before = self.at.len();
+        self.at.retain(|relay, _| is_known(relay));
+        self.at.len() < before
+    }
+
     fn forget(&mut self, relay: &RelayAddress, over: impl Fn(&PeerId, &Path) -> bool) -> bool {
         let Some(flows) = self.at.get_mut(relay) else { return false };
         let before = flows.len();
@@ -107,6 +114,15 @@ mod tests {
         assert!(!flows.close(&relay(1), 7));
         assert_eq!(flows.to(&peer(1)), [(relay(1), path(1, 8))].into());
         assert_eq!(flows.peers_at(&relay(1)).collect::<Vec<_>>(), [peer(1)]);
+    }
+
+    #[test]
+    fn a_relay_that_is_let_go_takes_its_flows_along() {
+        let mut flows = Flows::default();
+        flows.open(&relay(1), peer(1), path(1, 7));
+        flows.open(&relay(2), peer(1), path(2, 7));
+        assert!(flows.retain(|known| *known == relay(2)) && !flows.retain(|known| *known == relay(2)));
+        assert_eq!(flows.to(&peer(1)), [(relay(2), path(2, 7))].into());
     }
 
     #[test]

@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep_until};
 use super::checker::{CheckInput, is_private};
 use super::introductions::Introductions;
 use super::offers::{Offers, Verdict};
+use super::reached::Reached;
+use super::relays::Known;
 use super::turn::{Manager, Seen};
 use super::{Traversal, Word, lock, meeting};
 use crate::ids::PeerId;
@@ -30,7 +32,7 @@ use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
 use crate::rendezvous::wire::{NodeFrame, RelayFrame, TurnServer};
 use crate::transports::quic::addresses::{canonical, has_family, host_addresses, outside, shorten};
 use crate::transports::quic::paths::{Paths, StunInput};
-use crate::transports::relay_client::{RelayInfo, RelayState};
+use crate::transports::relay_client::RelayInfo;
 
 /// Flows that are asked for again with a new session. More: they are asked for when they are missed.
 const FLOWS_CONFIRMED: usize = 16;
@@ -43,10 +45,9 @@ const SERVERS_REMEMBERED: Duration = Duration::from_secs(5);
 struct Hub {
     traversal: Arc<Traversal>,
     binding: BindingMachine,
-    /// UDP addresses of the relays whose sessions are up.
-    servers: BTreeSet<SocketAddr>,
+    relays: Reached,
     /// Those of the network before, and when it was left.
-    remembered: Option<(Instant, BTreeSet<SocketAddr>)>,
+    remembered: Option<(Instant, Reached)>,
     interfaces: Vec<IpAddr>,
     turn: Manager,
     introductions: Introductions,
@@ -66,7 +67,7 @@ pub(super) async fn run(
     let mut hub = Hub {
         traversal,
         binding,
-        servers: BTreeSet::new(),
+        relays: Reached::default(),
         remembered: None,
         interfaces,
         turn: Manager::default(),
@@ -115,6 +116,7 @@ impl Hub {
             Class::Success | Class::Error => {
                 let now = Instant::now().into_std();
                 if path.via == Via::Socket && self.binding.handle_input(now, path.remote, &scanned) {
+                    self.traversal.paths.on_server_answer(path.remote);
                     return;
                 }
                 let id = scanned.transaction_id();
@@ -184,11 +186,13 @@ impl Hub {
                 }
             }
             RelayFrame::Welcome(welcome) => {
-                self.on_turn_servers(relay, welcome.turn);
                 self.look_at_relays();
+                self.on_turn_servers(relay, welcome.turn);
                 self.confirm_flows(relay);
                 let record = lock(&self.traversal.record).clone();
-                if let Some(record) = record {
+                // Who asks for this node at other people's relays was not sent there by it.
+                let kept = lock(&self.traversal.relays).get(relay).is_some_and(Known::is_kept);
+                if let Some(record) = record.filter(|_| kept) {
                     self.traversal.say(relay, NodeFrame::Publish { record });
                 }
             }
@@ -211,7 +215,7 @@ impl Hub {
     }
 
     fn on_turn_servers(&mut self, relay: &RelayAddress, servers: Vec<TurnServer>) {
-        let info = lock(&self.traversal.relays).get(relay).and_then(|client| client.info());
+        let info = self.info(relay);
         if let Some(info) = info {
             self.turn.on_servers(relay, info, servers);
             self.drive_turn();
@@ -220,8 +224,9 @@ impl Hub {
 
     /// Looks whether allocations are needed.
     fn drive_turn(&mut self) {
-        let (servers, mappings) = (self.servers.clone(), self.binding.mappings().collect());
-        let seen = Seen { servers, mappings, interfaces: self.interfaces.clone() };
+        let servers = self.relays.servers.iter().copied().collect();
+        let (mappings, interfaces) = (self.binding.mappings().collect(), self.interfaces.clone());
+        let seen = Seen { servers, mappings, interfaces, relays: self.relays.turn.clone() };
         self.turn.drive(&self.traversal, &seen);
     }
 
@@ -233,12 +238,21 @@ impl Hub {
     }
 
     fn on_flow(&mut self, relay: &RelayAddress, peer: PeerId, flow: u64) {
-        let Some(client) = lock(&self.traversal.relays).get(relay).and_then(|client| client.info()) else { return };
-        let Some(remote) = self.reached(&client) else { return };
+        let Some(info) = self.info(relay) else { return };
+        let Some(remote) = self.reached(&info) else { return };
         let path = Path { via: Via::Forward { flow }, remote: canonical(remote) };
         lock(&self.traversal.flows).open(relay, peer, path);
+        // The relay forwards nothing here before it knows where that is.
+        if self.traversal.doorkeeper.get().is_some_and(|keeper| keeper.lets_connect(&peer)) {
+            self.traversal.announce(path);
+        }
         lock(&self.traversal.refused_flows).remove(relay);
         self.tell_flows();
+    }
+
+    /// What is known of a relay whose session is up.
+    fn info(&self, relay: &RelayAddress) -> Option<RelayInfo> {
+        lock(&self.traversal.relays).get(relay).and_then(|known| known.session.info())
     }
 
     fn tell_flows(&self) {
@@ -291,7 +305,7 @@ impl Hub {
     fn on_network_change(&mut self) {
         self.interfaces = self.traversal.options.network.interface_addresses();
         self.traversal.networks.fetch_add(1, Ordering::Relaxed);
-        self.remembered = Some((Instant::now(), self.servers.clone()));
+        self.remembered = Some((Instant::now(), self.relays.clone()));
         self.traversal.port_mapping.on_network_change();
         self.traversal.birthdays.on_network_change();
         self.binding.on_network_change(Instant::now().into_std());
@@ -311,29 +325,39 @@ impl Hub {
         self.drive_turn();
     }
 
-    /// Which relays can be asked how they see the socket.
+    /// Which relays are there, and which of them can be asked how they see the socket.
     fn look_at_relays(&mut self) {
-        let mut servers = BTreeSet::new();
-        for (_, state) in self.traversal.relays() {
-            let RelayState::Up(info) = state else { continue };
-            servers.extend(info.datagrams().filter(|address| self.can_send_to(address)).map(canonical));
-        }
+        lock(&self.traversal.relays).sweep(Instant::now());
+        self.forget_relays();
+        let mut relays = Reached::of(&lock(&self.traversal.relays), |address| self.can_send_to(address));
         self.remembered.take_if(|(since, _)| since.elapsed() >= SERVERS_REMEMBERED);
-        servers.extend(self.remembered.iter().flat_map(|(_, servers)| servers));
-        if servers == self.servers {
+        self.remembered.iter().for_each(|(_, before)| relays.add(before));
+        if relays == self.relays {
             return;
         }
         let now = Instant::now().into_std();
-        for gone in self.servers.difference(&servers) {
+        for gone in self.relays.servers.iter().filter(|server| !relays.servers.contains(server)) {
             self.binding.remove_server(*gone);
         }
-        for server in servers.difference(&self.servers) {
+        // All of them: one for which there was no slot may have one now.
+        for server in &relays.servers {
             self.binding.add_server(now, *server);
         }
-        self.servers.clone_from(&servers);
-        self.traversal.paths.set_relays(servers);
+        self.traversal.paths.set_relays(&relays.forwarding);
+        self.relays = relays;
         self.drive_turn();
         self.tell_candidates();
+    }
+
+    /// Nothing is remembered of relays that were let go.
+    fn forget_relays(&mut self) {
+        let relays = self.traversal.all_relays();
+        let is_known = |relay: &RelayAddress| relays.contains(relay);
+        if lock(&self.traversal.flows).retain(is_known) {
+            self.tell_flows();
+        }
+        self.introductions.retain(is_known);
+        self.turn.retain(is_known);
     }
 
     fn drive_binding(&mut self) {
@@ -342,7 +366,10 @@ impl Hub {
             self.binding.handle_timeout(now);
         }
         while let Some(transmit) = self.binding.poll_transmit() {
-            self.traversal.paths.send(Path::direct(transmit.to), &transmit.bytes);
+            // Withheld is as good as lost: a relay may have named somebody else's address.
+            if self.traversal.paths.may_ask(transmit.to) {
+                self.traversal.paths.send(Path::direct(transmit.to), &transmit.bytes);
+            }
         }
         let mut changed = false;
         while self.binding.poll_event().is_some() {
@@ -360,7 +387,7 @@ impl Hub {
         self.traversal.birthdays.set_mapping(mapping_behaviour(self.binding.mappings()));
         let mapped: BTreeSet<_> = self.binding.mappings().map(|(_, address)| canonical(address)).collect();
         for (v4, public) in [(true, &self.traversal.public_v4), (false, &self.traversal.public_v6)] {
-            let asked = self.servers.iter().any(|server| server.is_ipv4() == v4);
+            let asked = self.relays.servers.iter().any(|server| server.is_ipv4() == v4);
             let mut hosts = hosts.iter().filter(|host| host.is_ipv4() == v4);
             let is_public = hosts.any(|host| mapped.contains(host) || !is_private(host.ip()) && !asked);
             public.store(is_public, Ordering::Relaxed);

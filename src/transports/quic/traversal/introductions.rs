@@ -26,6 +26,11 @@ struct Heard {
 }
 
 impl Introductions {
+    /// Forgets relays that there is no session with any more.
+    pub(super) fn retain(&mut self, is_known: impl Fn(&RelayAddress) -> bool) {
+        self.0.retain(|relay, _| is_known(relay));
+    }
+
     /// Whether one more signal of this sender is opened; it counts if so.
     pub(super) fn take(&mut self, relay: &RelayAddress, from: PeerId, now: Instant) -> bool {
         let nothing = || Heard { since: now, signals: 0, by_sender: BTreeMap::new() };

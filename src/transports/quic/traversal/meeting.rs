@@ -9,9 +9,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::checker::Checker;
+use super::leases::RelayLease;
 use super::{Traversal, Word, lock};
 use crate::ids::PeerId;
 use crate::limits::RELAYS_PER_DIAL;
@@ -36,6 +37,8 @@ pub(super) const WORDS: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Meeting<'a> {
     traversal: Arc<Traversal>,
+    /// A stranger is looked for only at relays that there are sessions with.
+    stranger: bool,
     attempt: &'a Attempt,
     found: Mutex<Found>,
     news: Notify,
@@ -58,8 +61,8 @@ struct Found {
 }
 
 impl<'a> Meeting<'a> {
-    pub(in crate::transports::quic) fn new(traversal: &Arc<Traversal>, attempt: &'a Attempt) -> Self {
-        Self { traversal: traversal.clone(), attempt, found: Mutex::default(), news: Notify::new() }
+    pub(in crate::transports::quic) fn new(traversal: &Arc<Traversal>, stranger: bool, attempt: &'a Attempt) -> Self {
+        Self { traversal: traversal.clone(), stranger, attempt, found: Mutex::default(), news: Notify::new() }
     }
 
     /// The dial uses this route from now on.
@@ -111,7 +114,8 @@ impl<'a> Meeting<'a> {
             while let Poll::Ready(Some(relay)) = more.poll_recv(context) {
                 let relay: RelayAddress = relay;
                 let known = relays.iter().any(|known| known.server == relay.server);
-                if !known && relays.len() < RELAYS_PER_DIAL {
+                let allowed = !self.stranger || self.traversal.has_relay(&relay);
+                if !known && allowed && relays.len() < RELAYS_PER_DIAL {
                     running.push(run_at(&relay));
                     relays.push(relay);
                 }
@@ -126,17 +130,22 @@ impl<'a> Meeting<'a> {
         let traversal = &self.traversal;
         let tell = |what| self.attempt.introduced(&relay.server, what);
         tell(Introduction::NoSession);
-        if !traversal.add_relay(relay.clone()) {
-            return;
-        }
-        let Some(mut state) = traversal.relay_state(&relay) else { return };
+        let lease = match self.stranger {
+            true => traversal.lease_relay(&relay),
+            false => Some(self.borrow(&relay).await),
+        };
+        let Some(lease) = lease else { return };
+        // By the name that it has here.
+        let (relay, mut state) = (lease.address().clone(), lease.state());
         if state.wait_for(|state| matches!(state, RelayState::Up(_))).await.is_err() {
             return;
         }
         let (number, secret) = (u64::from_be_bytes(traversal.random()), SessionSecret(traversal.random()));
-        let Some(checker) = Checker::start(traversal, number, Side::Dialler, &secret.0, PathSelection::new()) else {
+        let Some(mut checker) = Checker::start(traversal, number, Side::Dialler, &secret.0, PathSelection::new())
+        else {
             return;
         };
+        checker.stranger = self.stranger;
         tell(Introduction::NoAnswer);
         let mut checker = Written { checker, attempt: self.attempt };
         let (words, mut heard) = mpsc::channel(WORDS);
@@ -189,6 +198,16 @@ impl<'a> Meeting<'a> {
                     candidates.borrow_and_update();
                     offer_at = Instant::now() + OFFER_AGAIN;
                 }
+            }
+        }
+    }
+
+    /// Leases a relay, as soon as there is room for it.
+    async fn borrow(&self, relay: &RelayAddress) -> RelayLease {
+        loop {
+            match self.traversal.borrow_relay(relay) {
+                Some(lease) => return lease,
+                None => sleep(OFFER_AGAIN).await,
             }
         }
     }

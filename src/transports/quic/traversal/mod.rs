@@ -2,8 +2,10 @@
 //!
 //! One [`Traversal`] per transport. `hub` is its task: it hands out what the socket and the relays bring, asks STUN servers how
 //! they see the socket, and knows the candidates of this node. `meeting` introduces two nodes through a relay so that a dial
-//! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`. `flows`, `offers`,
-//! `introductions` and `answered` are what is remembered of relays and of who speaks through them: one takes nothing from another.
+//! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`. `relays` is which
+//! relays there are sessions with, ours and other people's, `leases` and `standbys` who needs the latter, `reached` what the
+//! hub does with them. `flows`, `offers`, `introductions` and `answered` are what is remembered of relays and of who speaks
+//! through them: one takes nothing from another.
 //!
 //! Everything a stranger can cause is bounded: sessions, signals per second, checks per session and altogether.
 
@@ -13,9 +15,13 @@ mod checker;
 mod flows;
 mod hub;
 mod introductions;
+mod leases;
 mod meeting;
 mod offers;
 mod port_mapping;
+mod reached;
+mod relays;
+mod standbys;
 mod turn;
 mod upkeep;
 
@@ -25,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rand::{Rng, RngCore, SeedableRng};
+use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -34,7 +40,7 @@ use tokio::time::Instant;
 use super::paths::Paths;
 use crate::identity::Identity;
 use crate::ids::PeerId;
-use crate::limits::{MAX_CONNECTIONS, RELAYS_PER_NODE, TRAVERSAL_SESSIONS};
+use crate::limits::{MAX_CONNECTIONS, TRAVERSAL_SESSIONS};
 use crate::nat::check::Session;
 use crate::nat::path::{Path, Via};
 use crate::nat::stun::IntegrityKey;
@@ -45,7 +51,7 @@ use crate::rendezvous::seal;
 use crate::rendezvous::signal::{Candidate, Signal};
 use crate::rendezvous::wire::{NodeFrame, RelayFrame};
 use crate::transport::PathKind;
-use crate::transports::relay_client::{RelayClient, RelayState};
+use crate::transports::relay_client::RelayClient;
 use crate::transports::tls::TlsIdentity;
 use crate::watch;
 use answered::Answered;
@@ -54,6 +60,7 @@ use checker::{CheckInput, InUse, Registered, is_private};
 use flows::Flows;
 pub(super) use meeting::{DialNews, Meeting};
 use port_mapping::PortMapping;
+use relays::Relays;
 use turn::Turns;
 pub(super) use upkeep::{Kept, PathStream, keep_paths};
 
@@ -97,7 +104,7 @@ pub(super) struct Traversal {
     tls: Arc<TlsIdentity>,
     doorkeeper: OnceLock<Arc<dyn Doorkeeper>>,
     random: Mutex<ChaCha20Rng>,
-    relays: Mutex<BTreeMap<RelayAddress, RelayClient>>,
+    relays: Mutex<Relays<RelayClient>>,
     heard: mpsc::Sender<(RelayAddress, RelayFrame)>,
     sessions: Mutex<BTreeMap<Session, Registered>>,
     meetings: Mutex<BTreeMap<(PeerId, u64), mpsc::Sender<Word>>>,
@@ -173,9 +180,7 @@ impl Traversal {
         if enabled {
             traversal.spawn(port_mapping::run(traversal.clone()));
         }
-        for relay in relays {
-            traversal.add_relay(relay);
-        }
+        traversal.keep_relays(&relays);
         traversal
     }
 
@@ -196,40 +201,13 @@ impl Traversal {
         let _ = self.doorkeeper.set(doorkeeper);
     }
 
-    /// Keeps a session with this relay from now on. False when there are as many as may be.
-    pub(super) fn add_relay(&self, relay: RelayAddress) -> bool {
-        let mut relays = lock(&self.relays);
-        if relays.contains_key(&relay) {
-            return true;
-        }
-        if relays.len() >= RELAYS_PER_NODE {
-            return false;
-        }
-        let mut jitter = ChaCha20Rng::from_seed(self.random());
-        let client = RelayClient::start(
-            self.options.network.clone(),
-            self.tls.clone(),
-            relay.clone(),
-            self.heard.clone(),
-            move || jitter.random(),
-        );
-        relays.insert(relay, client);
-        true
-    }
-
-    /// Has the relays that are used keep where else this node can be met: now, and those that come up later.
+    /// Has the relays that are kept keep where else this node can be met: now, and those that come up later.
     pub(super) fn publish(&self, record: Bytes) {
         *lock(&self.record) = Some(record.clone());
-        for client in lock(&self.relays).values() {
+        for known in lock(&self.relays).kept() {
             // Not up: it gets the record with its welcome.
-            client.say(NodeFrame::Publish { record: record.clone() });
+            known.session.say(NodeFrame::Publish { record: record.clone() });
         }
-    }
-
-    /// The relays that sessions are kept with, and how those are.
-    pub(super) fn relays(&self) -> Vec<(RelayAddress, RelayState)> {
-        let relays = lock(&self.relays);
-        relays.iter().map(|(address, client)| (address.clone(), client.state().borrow().clone())).collect()
     }
 
     /// Where this node may be reached, now and later.
@@ -240,7 +218,7 @@ impl Traversal {
     /// The network changed: everything that is known of it is asked again.
     pub(super) fn on_network_change(&self) {
         self.network_changed.notify_one();
-        lock(&self.relays).values().for_each(RelayClient::on_network_change);
+        lock(&self.relays).all().for_each(|known| known.session.on_network_change());
     }
 
     /// True when this node is reached at an address of its own, of that family.
@@ -302,11 +280,7 @@ impl Traversal {
     }
 
     fn say(&self, relay: &RelayAddress, frame: NodeFrame) -> bool {
-        lock(&self.relays).get(relay).is_some_and(|client| client.say(frame))
-    }
-
-    fn relay_state(&self, relay: &RelayAddress) -> Option<watch::Receiver<RelayState>> {
-        lock(&self.relays).get(relay).map(RelayClient::state)
+        lock(&self.relays).get(relay).is_some_and(|known| known.session.say(frame))
     }
 
     /// The flows that relays opened between this node and a peer.
@@ -323,7 +297,7 @@ impl Traversal {
 
     /// Shows a relay where this end of a flow is.
     fn announce(&self, path: Path) {
-        if let Via::Forward { .. } = path.via {
+        if matches!(path.via, Via::Forward { .. }) && self.paths.may_send(&path) {
             self.paths.send(path, &[]);
         }
     }

@@ -17,18 +17,19 @@ use tokio::time::{Instant, sleep_until};
 use super::birthday::Birthday;
 use super::checker::Checker;
 use super::meeting::{Listed, WORDS};
+use super::standbys::Standbys;
 use super::{Traversal, Word, lock};
 use crate::frame::{FrameDecoder, put_frame};
 use crate::ids::PeerId;
 use crate::limits::FRAME_MAX_BYTES;
 use crate::nat::check::Side;
+use crate::nat::path::{Path, Via};
 use crate::nat::path_selection::{PathEvent, PathSelection};
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::signal::{Candidate, CandidateKind, Signal};
 use crate::rendezvous::wire::NodeFrame;
 use crate::transport::{CloseReason, PathKind, PathReport};
 use crate::transports::quic::wire::{StreamType, code};
-use crate::transports::relay_client::RelayState;
 use crate::watch;
 
 /// What the two ends derive session and secret from.
@@ -75,6 +76,7 @@ struct Upkeep {
     /// Lost and sent packets at the last look at the quality.
     counted: (u64, u64),
     asked_for_standby: Option<Instant>,
+    standbys: Standbys,
     in_doubt: bool,
     /// In which network this node is, as the hub counts them.
     network: u64,
@@ -119,6 +121,7 @@ async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
     let (asked_for_standby, in_doubt, signal_at) = (None, false, None);
     let birthday = Birthday::new(&traversal, kept.peer);
     let network = traversal.networks.load(Ordering::Relaxed);
+    let standbys = Standbys::new(std::mem::take(&mut kept.relays));
     let mut upkeep = Upkeep {
         traversal,
         kept,
@@ -127,6 +130,7 @@ async fn keep(traversal: Arc<Traversal>, mut kept: Kept) {
         wake,
         counted,
         asked_for_standby,
+        standbys,
         in_doubt,
         network,
         number,
@@ -324,11 +328,13 @@ impl Upkeep {
                 self.traversal.paths.select(&self.virtual_address, path);
                 self.send_unheard();
                 self.kept.epoch.fetch_add(1, Ordering::Relaxed);
+                self.hold_relays(Some(path));
                 self.tell_kind();
                 tracing::debug!(peer = %self.kept.peer.short(), kind = %*self.kept.kind.borrow(), "moved to another path");
                 true
             }
             Some(PathEvent::Lost) => {
+                self.hold_relays(None);
                 tracing::debug!(peer = %self.kept.peer.short(), "no path answers");
                 let now = Instant::now();
                 self.signal_at = Some(now);
@@ -351,12 +357,19 @@ impl Upkeep {
             .selection
             .paths()
             .map(|(path, ..)| path)
-            .filter(|path| matches!(path.via, crate::nat::path::Via::Forward { .. }))
+            .filter(|path| matches!(path.via, Via::Forward { .. }))
             .filter(|path| !flows.values().any(|flow| flow == path))
             .collect();
         for path in gone {
             self.checker.selection.remove(Instant::now().into_std(), &path);
         }
+        self.hold_relays(self.checker.selection.selected().map(|(path, _)| path));
+    }
+
+    /// `selected`: the path in use, `None` while none answers.
+    fn hold_relays(&mut self, selected: Option<Path>) {
+        let flows = self.traversal.flows_to(&self.kept.peer);
+        self.standbys.update(&self.traversal, &flows, selected);
     }
 
     fn ask_for_standby(&mut self, now: Instant) {
@@ -365,12 +378,8 @@ impl Upkeep {
         }
         let flows = self.traversal.flows_to(&self.kept.peer);
         self.asked_for_standby = Some(now);
-        for relay in self.kept.relays.iter().filter(|relay| !flows.contains_key(*relay)) {
-            let up =
-                self.traversal.relay_state(relay).is_some_and(|state| matches!(&*state.borrow(), RelayState::Up(_)));
-            if up {
-                self.traversal.say(relay, NodeFrame::Forward { to: self.kept.peer });
-            }
+        for relay in self.standbys.without_flow(&flows) {
+            self.traversal.say(relay, NodeFrame::Forward { to: self.kept.peer });
         }
     }
 
@@ -382,7 +391,7 @@ impl Upkeep {
         let candidates = self.traversal.candidates.borrow().clone();
         let signal = Signal::Candidates { session: self.number, candidates };
         let mut taken = false;
-        for (relay, _) in self.traversal.relays() {
+        for relay in self.traversal.all_relays() {
             // Where the peer is not known, or we are not, nothing comes of it.
             taken |= self.traversal.signal(&relay, self.kept.peer, &signal);
         }

@@ -123,7 +123,10 @@ async fn over_datagrams(traversal: &Traversal, plan: Plan) -> Result<(), TurnErr
     let server = canonical(reached.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?);
     let link = start(traversal, plan, Way::Datagrams(server));
     tend(&traversal.turns, &link, |frame| {
-        traversal.paths.send(Path::direct(server), &frame);
+        // A relay may have named somebody else's address.
+        if traversal.paths.may_ask(server) {
+            traversal.paths.send(Path::direct(server), &frame);
+        }
     })
     .await
 }

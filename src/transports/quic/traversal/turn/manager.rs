@@ -65,6 +65,8 @@ pub(in crate::transports::quic::traversal) struct Seen {
     pub(in crate::transports::quic::traversal) mappings: Vec<(SocketAddr, SocketAddr)>,
     /// Addresses of this machine.
     pub(in crate::transports::quic::traversal) interfaces: Vec<IpAddr>,
+    /// Relays whose servers may be used.
+    pub(in crate::transports::quic::traversal) relays: BTreeSet<RelayAddress>,
 }
 
 /// All allocations of a node.
@@ -90,7 +92,20 @@ impl Manager {
     ) {
         let offers = Offers { info, servers, received: Instant::now(), asked: None };
         self.offers.insert(relay.clone(), offers);
-        // What became of a server that no relay names any more is of no use: relays may name others again and again.
+        self.forget_failed();
+    }
+
+    /// Forgets relays that there is no session with any more. What runs at their servers goes on while it is in use.
+    pub(in crate::transports::quic::traversal) fn retain(&mut self, is_known: impl Fn(&RelayAddress) -> bool) {
+        let before = self.offers.len();
+        self.offers.retain(|relay, _| is_known(relay));
+        if self.offers.len() < before {
+            self.forget_failed();
+        }
+    }
+
+    /// What became of a server that no relay names any more is of no use: relays may name others again and again.
+    fn forget_failed(&mut self) {
         self.failed.retain(|key, _| self.offers.values().any(|offers| offers.has(key)));
     }
 
@@ -113,7 +128,7 @@ impl Manager {
         let now = Instant::now();
         let ended = std::mem::take(&mut *lock(&traversal.turns.ended));
         ended.into_iter().for_each(|ended| self.on_ended(ended, now));
-        self.renew(traversal, now);
+        self.renew(traversal, now, &seen.relays);
         traversal.turns.links().iter().for_each(|link| link.sweep(now.into_std()));
         let (unsettled, in_use) = traversal.connections_in_use();
         let (refused, udp_blocked) = (traversal.relays_without_flows(), self.is_udp_blocked(now, seen));
@@ -128,7 +143,7 @@ impl Manager {
             standby: !refused.is_empty() || unsettled && is_symmetric(&seen.mappings),
             forwarding: forwarding.map(|(server, _)| self.machine_at(server.ip())).collect(),
         };
-        let (keys, choices): (Vec<_>, Vec<_>) = self.choices(now, &seen.interfaces).into_iter().unzip();
+        let (keys, choices): (Vec<_>, Vec<_>) = self.choices(now, seen).into_iter().unzip();
         let wanted: Vec<_> = wanted(&situation, &choices).into_iter().map(|place| &keys[place]).collect();
         for running in self.running.values_mut() {
             let is_wanted = wanted.iter().any(|(key, _)| *key == running.key);
@@ -174,8 +189,8 @@ impl Manager {
     }
 
     /// Asks for fresh credentials before the old ones expire.
-    fn renew(&mut self, traversal: &Traversal, now: Instant) {
-        for (relay, offers) in &mut self.offers {
+    fn renew(&mut self, traversal: &Traversal, now: Instant, used: &BTreeSet<RelayAddress>) {
+        for (relay, offers) in self.offers.iter_mut().filter(|(relay, _)| used.contains(*relay)) {
             let old = !offers.servers.is_empty() && now >= offers.received + offers.lifetime() * 3 / 4;
             if old && offers.asked.is_none_or(|asked| now >= asked + CREDENTIALS_AGAIN) {
                 offers.asked = Some(now);
@@ -197,16 +212,17 @@ impl Manager {
     }
 
     /// The servers that there are, with the relay that names each.
-    fn choices(&self, now: Instant, interfaces: &[IpAddr]) -> Vec<((Key, RelayAddress), Choice)> {
+    fn choices(&self, now: Instant, seen: &Seen) -> Vec<((Key, RelayAddress), Choice)> {
         let mut choices: Vec<((Key, RelayAddress), Choice)> = Vec::new();
-        for (relay, offers) in &self.offers {
+        for (relay, offers) in self.offers.iter().filter(|(relay, _)| seen.relays.contains(*relay)) {
             for server in &offers.servers {
                 let key = (server.transport, server.server.clone());
                 if choices.iter().any(|((known, _), _)| *known == key) {
                     continue;
                 }
                 let fresh = now < offers.good_until(server);
-                let reached = server.server.ip().is_none_or(|ip| ip.is_unspecified() || has_family(interfaces, ip));
+                let reached =
+                    server.server.ip().is_none_or(|ip| ip.is_unspecified() || has_family(&seen.interfaces, ip));
                 let choice = Choice {
                     transport: server.transport,
                     machine: machine(&server.server, relay, &offers.info),
