@@ -226,7 +226,9 @@ fn a_quota_that_is_used_up_is_told_from_a_server_that_is_full() {
         assert_eq!(one.snapshot().allocations, 1);
         let options = DoctorOptions::new().with_relays([none.address().clone(), one.address().clone()]);
         let report = examine(&sim, &world.host(Place::PortRestricted), options).await;
-        for (relay, sentence) in report.relays.iter().zip(["our quota is used up (error 486)", "(error 508)"]) {
+        for (relay, sentence) in
+            report.relays.iter().zip(["our quota or that of our network is used up (error 486)", "(error 508)"])
+        {
             assert!(!relay.turn.is_empty());
             for turn in &relay.turn {
                 let reason = turn.took.as_ref().unwrap_err().to_string();

@@ -221,7 +221,7 @@ fn what_servers_do_wrong_is_a_sentence_for_persons_and_for_programs() {
     let doubt = format!("the STUN server {server} says that it sees us at 224.0.0.1:4000, where nobody can be");
     assert!(report["doubts"][0].as_str().unwrap().starts_with(&doubt), "{report:#}");
     assert!(page.contains(&doubt), "{page}");
-    let quota = "our quota is used up (error 486)";
+    let quota = "our quota or that of our network is used up (error 486)";
     let turn = report["relays"][0]["turn"].as_array().unwrap();
     assert!(!turn.is_empty() && turn.iter().all(|turn| turn["error"].as_str().unwrap().contains(quota)), "{report:#}");
     assert!(page.contains(quota), "{page}");

@@ -248,6 +248,8 @@ fn bytes_over_the_quota_of_a_client_or_of_the_relay_are_dropped() {
         assert_eq!(send(pair.now, 1, flow_of(&opened, alice), &payload), Forwarded::Dropped("over quota"));
         let later = pair.now + Duration::from_secs(1);
         assert!(matches!(send(later, 1, flow_of(&opened, alice), &payload), Forwarded::Onward(_)));
+        let empty = (0..100).filter(|_| send(later, 2, flow_of(&opened, bob), b"") == Forwarded::Kept);
+        assert!(empty.count() <= 16, "empty ones cost their headers");
     }
 }
 

@@ -175,7 +175,7 @@ pub enum TurnFailure {
 
 fn busy(code: &ErrorCode) -> &'static str {
     match code {
-        ErrorCode::AllocationQuotaReached => "lends us no more addresses: our quota is used up",
+        ErrorCode::AllocationQuotaReached => "lends us no more addresses: our quota or that of our network is used up",
         _ => "has no room for us: all its addresses are lent, ask its operator for more",
     }
 }
