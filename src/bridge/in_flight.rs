@@ -80,11 +80,6 @@ impl InFlight {
         &self.confirmed
     }
 
-    /// Whether nothing is.
-    pub(super) fn is_empty(&self) -> bool {
-        self.sent.is_empty()
-    }
-
     /// The newest operation of an author in flight.
     pub(super) fn newest_of(&self, author: &PeerId) -> Option<SeqNum> {
         self.sent.get(author).copied()

@@ -16,10 +16,8 @@ const DIGESTION_MOST: Duration = Duration::from_secs(2);
 /// Why the Node's heights should be asked for, and how often that was in vain, or as it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// Something waits for what was in flight before. Sessions in a row in which nothing of that arrived.
+    /// Something waits for what was in flight before, or for room. Sessions in a row in which nothing of that arrived.
     Waits(u32),
-    /// No more may be in flight. The same.
-    Full(u32),
     /// Something came that does not follow what is here, or at the Node. Sessions in a row that did not mend it.
     Gap(u32),
     /// To see whether what was sent is there. Times in a row that it was.
@@ -44,7 +42,6 @@ impl Why {
         match self {
             // What came while the session was live is stored by now, but for the last of it: live operations do not wait.
             Self::Waits(rounds) => times.live + doubled(DIGESTION, rounds, DIGESTION_MOST),
-            Self::Full(rounds) => times.sent + doubled(DIGESTION, rounds, DIGESTION_MOST),
             Self::Gap(rounds) => times.live + doubled(DIGESTION, rounds, BRIDGE_OFFER_AGAIN_MOST),
             Self::Verify(times_well) => {
                 let pause = doubled(BRIDGE_VERIFY_AFTER, times_well, BRIDGE_VERIFY_MOST);
@@ -70,7 +67,6 @@ mod tests {
         let times = Times { began, live, sent };
         let due = |why: fn(u32) -> Why| [0, 1, 5, u32::MAX].map(|rounds| (why(rounds).due(&times) - began).as_millis());
         assert_eq!(due(Why::Waits), [1_300, 1_600, 3_000, 3_000]);
-        assert_eq!(due(Why::Full), [2_300, 2_600, 4_000, 4_000]);
         assert_eq!(due(Why::Gap), [1_300, 1_600, 10_600, 301_000]);
         assert_eq!(due(Why::Verify), [12_000, 20_000, 320_000, 320_000]);
         assert_eq!(due(Why::Stuck), [60_000, 120_000, 300_000, 300_000]);

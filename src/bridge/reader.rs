@@ -47,7 +47,7 @@ impl<'a> Reader<'a> {
     /// Until the Node ends the session.
     pub(super) async fn run(&mut self) -> Result<(), BridgeError> {
         loop {
-            while let Some(cut) = self.frames.next_frame() {
+            while let Some(cut) = self.frames.cut() {
                 match cut {
                     Cut::Skipped => self.link.refuse(1),
                     Cut::Frame(frame) => {

@@ -33,7 +33,7 @@ pub(super) async fn greet(link: &Link, connection: &dyn NodeConnection) -> Resul
         send.write(out.into()).await?;
         let mut frames = Frames::default();
         let answer = loop {
-            match frames.next_frame() {
+            match frames.cut() {
                 Some(Cut::Frame(frame)) => break Greeting::read(&frame),
                 Some(Cut::Skipped) => break None,
                 None => frames.push(&read(&mut *recv).await?),

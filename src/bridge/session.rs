@@ -245,11 +245,10 @@ impl Session {
 
     /// Why the session should be ended before long; nothing unless it is live.
     pub(super) fn reasons(&self) -> impl Iterator<Item = Why> {
-        let waits = !self.waiting.is_empty() || self.is_lacking();
         let is_full = self.is_full() && self.newest > self.position;
-        let stalled = self.in_flight.stalled();
-        let waits = waits.then_some(Why::Waits(stalled)).into_iter().chain(is_full.then_some(Why::Full(stalled)));
-        let reasons = waits.chain(self.authors.asking().map(Why::Gap)).chain(self.in_flight.reasons());
+        let waits = is_full || !self.waiting.is_empty() || self.is_lacking();
+        let waits = waits.then_some(Why::Waits(self.in_flight.stalled()));
+        let reasons = waits.into_iter().chain(self.authors.asking().map(Why::Gap)).chain(self.in_flight.reasons());
         reasons.filter(|_| self.is_live())
     }
 

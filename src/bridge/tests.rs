@@ -190,7 +190,7 @@ impl AtNode {
 
     async fn hear(&mut self) -> Option<Message> {
         loop {
-            match self.frames.next_frame() {
+            match self.frames.cut() {
                 Some(Cut::Frame(frame)) => return Some(Message::read(&frame, self.log).unwrap()),
                 Some(Cut::Skipped) => panic!("too large"),
                 None => self.frames.push(&timeout(PATIENCE, self.recv.0.recv()).await.unwrap()?),
@@ -286,7 +286,7 @@ impl World {
         let (mut send, mut recv) = streams.recv().await.unwrap();
         let mut frames = Frames::default();
         frames.push(&recv.0.recv().await.unwrap());
-        let Some(Cut::Frame(frame)) = frames.next_frame() else { panic!("no greeting") };
+        let Some(Cut::Frame(frame)) = frames.cut() else { panic!("no greeting") };
         let Some(Greeting::Topic(topic)) = Greeting::read(&frame) else { panic!("no topic") };
         let mut done = Vec::new();
         Greeting::Done.put(&mut done);

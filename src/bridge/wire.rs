@@ -187,7 +187,7 @@ impl Frames {
     }
 
     /// The next frame; `None` when more bytes are needed.
-    pub fn next_frame(&mut self) -> Option<Cut> {
+    pub fn cut(&mut self) -> Option<Cut> {
         let length = u32::from_be_bytes(*self.buffered.first_chunk::<PREFIX_BYTES>()?) as usize;
         if length > BRIDGE_FRAME_MAX_BYTES {
             self.buffered.advance(PREFIX_BYTES);

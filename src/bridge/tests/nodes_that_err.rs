@@ -56,7 +56,7 @@ impl AtNode {
                 break;
             }
             self.frames.push(&piece);
-            while let Some(Cut::Frame(frame)) = self.frames.next_frame() {
+            while let Some(Cut::Frame(frame)) = self.frames.cut() {
                 match Message::read(&frame, self.log).unwrap() {
                     Message::Operation(raw) | Message::Live(raw) => came.push(seq_num(self.log, raw)),
                     Message::Close => return came,
