@@ -216,14 +216,7 @@ impl Session {
     /// One session, until it fails; `Ok` when nobody wants it any more.
     async fn run(&self, to_send: &mut mpsc::Receiver<NodeFrame>) -> Result<(), RelayError> {
         let mut deadline = Instant::now() + RELAY_CONNECT_DEADLINE;
-        let (mut stream, key, address) = tokio::select! {
-            biased;
-            connected = timeout_at(deadline, self.connect()) => {
-                connected.map_err(|_| RelayError::Timeout(RELAY_CONNECT_DEADLINE))??
-            }
-            // What is under way leaves from where this machine was.
-            () = self.kick.notified() => return Err(RelayError::Moved),
-        };
+        let (mut stream, key, address) = self.connect(deadline).await?;
         let (mut decoder, mut chunk) = (FrameDecoder::new(), BytesMut::new());
         let (mut out, mut nonce) = (Vec::new(), 0);
         // How long the relay may be silent, when it owes us something.
@@ -295,7 +288,18 @@ impl Session {
         local.as_ref().is_some_and(gone)
     }
 
-    async fn connect(&self) -> Result<(TlsStream<TokioStream>, PeerId, SocketAddr), RelayError> {
+    async fn connect(&self, deadline: Instant) -> Result<(TlsStream<TokioStream>, PeerId, SocketAddr), RelayError> {
+        tokio::select! {
+            biased;
+            connected = timeout_at(deadline, self.connect_anywhere()) => {
+                connected.map_err(|_| RelayError::Timeout(RELAY_CONNECT_DEADLINE))?
+            }
+            // What is under way leaves from where this machine was.
+            () = self.kick.notified() => Err(RelayError::Moved),
+        }
+    }
+
+    async fn connect_anywhere(&self) -> Result<(TlsStream<TokioStream>, PeerId, SocketAddr), RelayError> {
         let server = &self.address.server;
         let addresses = self.network.resolve(server.host(), server.port()).await?;
         let shake_hands = |stream, share| async move {

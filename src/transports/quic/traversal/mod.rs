@@ -350,7 +350,7 @@ mod tests {
             let traversal = Traversal::start(paths, identity, tls, options, [1; 32]);
             let answer = |number: u64| {
                 // As many identities as can be made up, and one peer that asks and asks.
-                let seed = if number % 4 == 0 { 0 } else { number };
+                let seed = if number.is_multiple_of(4) { 0 } else { number };
                 let peer = Identity::from_seed(blake3::hash(&seed.to_be_bytes()).as_bytes()).peer_id();
                 let relay = format!("relay-{}.example.org:443", number % 8).parse().unwrap();
                 let secret = SessionSecret([0; 32]);
