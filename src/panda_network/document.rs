@@ -28,14 +28,15 @@ impl Document {
         self.open.record().document
     }
 
-    /// An invitation to this document: this node's addresses of now, and those of other peers that share it.
+    /// An invitation to this document: this node's addresses of now, and those of up to 7 other peers that share it and that
+    /// this node met, or knows from a ticket itself.
     /// Whoever has it can read and write the document.
     ///
     /// # Errors
     /// [`PandaError::Store`] when the known peers cannot be read.
     pub async fn ticket(&self) -> Result<DocumentTicket, PandaError> {
         let record = self.open.record();
-        let others = self.open.known_peers().await?;
+        let others = self.open.met_peers(TICKET_MAX_PEERS).await?;
         let own = self.node.address()?;
         let others = others.into_iter().filter(|address| address.peer_id() != own.peer_id()).take(TICKET_MAX_PEERS - 1);
         Ok(DocumentTicket::new(record.document, record.key.clone())

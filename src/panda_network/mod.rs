@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
@@ -38,7 +39,7 @@ use crate::discovery::{Finds, Found, Source};
 use crate::documents::{Documents, OpenDocument};
 use crate::identity::Identity;
 use crate::ids::{DocumentId, DocumentKey, PeerId};
-use crate::limits::CONNECT_DEADLINE;
+use crate::limits::{CONNECT_DEADLINE, DISCOVERY_QUEUE};
 use crate::network_interface::ConnectionState;
 use crate::rendezvous::address::RelayAddress;
 use crate::storage::{SqliteStore, StorageOptions};
@@ -49,6 +50,7 @@ use crate::transports::quic::{QuicTransport, SocketStats};
 use crate::transports::relay_client::RelayState;
 use crate::watch;
 
+use addresses::LastSigned;
 use discovery::{Admission, Discovery, Handler};
 use events::Events;
 
@@ -85,6 +87,8 @@ struct Node {
     tasks: Mutex<JoinSet<()>>,
     /// Set once, by the end of the node.
     ended: AtomicBool,
+    /// When this node last signed where it is.
+    signed: LastSigned,
 }
 
 impl Drop for Node {
@@ -104,7 +108,8 @@ impl Node {
             Some(_) => Capabilities::NODE.with(Capabilities::DISCOVERY),
             None => Capabilities::NODE,
         };
-        PeerAddress::sign_capable(&self.identity, addresses, relays, capabilities, self.clock.now_us())
+        let now_us = self.signed.next_us(self.clock.now_us());
+        PeerAddress::sign_capable(&self.identity, addresses, relays, capabilities, now_us)
     }
 
     fn stop_tasks(&self) {
@@ -181,7 +186,8 @@ impl PandaNetwork {
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
         let (finding, events) = (options.discovery.clone(), Arc::new(Events::new()));
-        quic.set_doorkeeper(Arc::new(Admission { documents: documents.clone(), options: finding.clone() }));
+        let (moved, moves) = mpsc::channel(DISCOVERY_QUEUE);
+        quic.set_doorkeeper(Arc::new(Admission { documents: documents.clone(), options: finding.clone(), moved }));
         let (documents_of, events_of) = (documents.clone(), Arc::clone(&events));
         let handler = Arc::new(Handler { documents: documents_of, options: finding.clone(), events: events_of });
         #[cfg(feature = "bridge")]
@@ -213,6 +219,7 @@ impl PandaNetwork {
             random,
             tasks,
             ended,
+            signed: LastSigned::default(),
         });
         let (finds, found) = Finds::new();
         if finding.topics {
@@ -221,7 +228,7 @@ impl PandaNetwork {
         }
         node.documents.set_address(node.address()?);
         let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.spawn(discovery::take_finds(Arc::downgrade(&node), found, learned));
+        tasks.spawn(discovery::take_finds(Arc::downgrade(&node), found, learned, moves));
         if let Some(network) = lan {
             discovery::look_in_lan(&node, &mut tasks, &*network, finds);
         }
@@ -254,7 +261,7 @@ impl PandaNetwork {
         let document = self.open_record(record).await?;
         self.add_relays(ticket.relays());
         for peer in ticket.peers() {
-            document.open.remember_peer(peer.clone(), Heard::FromOthers).await?;
+            document.open.remember_peer(peer.clone(), Heard::FromTicket).await?;
             self.node.on_found(Found { peer: peer.clone(), document: document.id(), source: Source::Ticket });
         }
         Ok(document)
@@ -319,6 +326,8 @@ impl PandaNetwork {
     /// changes by itself within seconds; an editor that knows earlier says so here.
     pub fn on_network_change(&self) {
         self.node.quic.on_network_change();
+        // In the local network there may be others than before.
+        self.node.discovery.on_change();
         self.node.topics.get().into_iter().for_each(TopicDiscovery::on_network_change);
         self.node.connections.retry_now();
         #[cfg(feature = "bridge")]
@@ -422,10 +431,14 @@ impl PandaNetwork {
     async fn open_record(&self, record: DocumentRecord) -> Result<Document, PandaError> {
         let document = record.document;
         let open = self.node.documents.open(record).await?;
-        for peer in open.known_peers().await? {
+        let (met, rumoured) = open.stored_peers().await?;
+        for peer in met {
             // Where the peers are found, this node should be found as well.
             self.add_relays(peer.relays());
             self.node.on_found(Found { peer, document, source: Source::Store });
+        }
+        for peer in rumoured {
+            self.node.on_found(Found { peer, document, source: Source::Peer });
         }
         self.node.discovery.on_change();
         #[cfg(feature = "bridge")]

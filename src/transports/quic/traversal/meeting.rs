@@ -112,6 +112,7 @@ impl<'a> Meeting<'a> {
                 let relay: RelayAddress = relay;
                 let known = relays.iter().any(|known| known.server == relay.server);
                 if !known && relays.len() < RELAYS_PER_DIAL {
+                    self.traversal.doorkeeper.get().into_iter().for_each(|keeper| keeper.moved(&peer));
                     running.push(run_at(&relay));
                     relays.push(relay);
                 }
