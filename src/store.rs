@@ -136,14 +136,16 @@ pub struct ForkProof {
 pub enum Heard {
     /// From the peer, on a connection on which it showed its key.
     FromItself,
-    /// From another peer or in a ticket.
+    /// In a ticket that this node's user opened.
+    FromTicket,
+    /// From another peer.
     FromOthers,
 }
 
 /// What became of records that were heard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Noted {
-    /// Peers that were not known before.
+    /// Peers that were not known before, or signed a newer record since.
     pub new: Vec<PeerId>,
     /// Records that were not kept, since they were signed too far in the future or, of strangers, too long ago.
     pub refused: usize,
@@ -309,8 +311,13 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// nothing is kept, when it was signed more than `limits::RECORD_CLOCK_SKEW` in the future.
     fn remember_peer(&self, log: LogId, address: PeerAddress, heard: Heard) -> StoreFuture<'_, bool>;
 
-    /// The known peers of a document, most recently heard of first.
-    fn peers(&self, log: LogId) -> StoreFuture<'_, Vec<PeerAddress>>;
+    /// The peers of a document that were met and are not stale, and those that a ticket named: who was met last comes first,
+    /// at most `limit`.
+    fn peers(&self, log: LogId, limit: usize) -> StoreFuture<'_, Vec<PeerAddress>>;
+
+    /// Who else is said to share a document, at most `limit`: who was known first comes first, so that a crowd of made-up
+    /// ones comes last.
+    fn rumoured_peers(&self, log: LogId, limit: usize) -> StoreFuture<'_, Vec<PeerAddress>>;
 
     /// Keeps records of peers, whether or not they share a document, each if it is newer than the one that is here. With
     /// `bootstrap` they are peers to ask, and never forgotten. Bounded: see `limits::BOOK_MAX_STRANGERS`.
@@ -322,7 +329,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// What is known of one peer.
     fn known_peer(&self, peer: PeerId) -> StoreFuture<'_, Option<KnownPeer>>;
 
-    /// Peers that want to be asked, those to ask by name first, then who was met or heard of last. None that is stale.
+    /// Peers that want to be asked, those to ask by name first, then who was met last, then who was heard of last. None that is
+    /// stale.
     fn known_peers(&self, limit: usize) -> StoreFuture<'_, Vec<KnownPeer>>;
 
     /// Peers that share at least one of these documents, who was met last first. None that is stale.

@@ -15,16 +15,18 @@ use panda_network::discovery::topics::DiscoveryStats;
 use panda_network::frame::FrameDecoder;
 use panda_network::identity::Identity;
 use panda_network::ids::LogId;
-use panda_network::limits::{DISCOVERY_RECORDS, WALK_PEERS};
+use panda_network::limits::{DISCOVERED_PEERS_PER_DOCUMENT, DISCOVERY_RECORDS, WALK_PEERS};
 use panda_network::net::HostNetwork;
 use panda_network::sim::{self, LinkOptions, Sim, SimNetwork};
+use panda_network::storage::{SqliteStore, StorageOptions};
+use panda_network::store::{Heard, Store};
 use panda_network::sync::hello::PROTOCOL_VERSIONS;
 use panda_network::sync::wire::StreamOpen;
-use panda_network::transport::{BiStream, Connection, Priority, Transport};
+use panda_network::transport::{BiStream, CloseReason, Connection, Priority, Transport};
 use panda_network::transports::quic::{QuicTransport, QuicTransportOptions};
 use panda_network::{
-    Document, DocumentId, DocumentKey, DocumentTicket, Durability, PandaNetwork, PandaNetworkOptions, PeerAddress,
-    PeerId,
+    Document, DocumentId, DocumentKey, DocumentTicket, Durability, NetworkEvent, NetworkEvents, PandaNetwork,
+    PandaNetworkOptions, PeerAddress, PeerId,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -36,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 struct Node {
     network: PandaNetwork,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 fn link() -> LinkOptions {
@@ -44,13 +46,16 @@ fn link() -> LinkOptions {
 }
 
 async fn node(sim: &Sim, network: &SimNetwork, number: u8, topics: bool) -> Node {
-    let directory = tempfile::tempdir().unwrap();
+    node_in(sim, network, number, topics, tempfile::tempdir().unwrap()).await
+}
+
+async fn node_in(sim: &Sim, network: &SimNetwork, number: u8, topics: bool, directory: TempDir) -> Node {
     let host = network.host([10, 0, 0, number].into());
     let options = PandaNetworkOptions::new(directory.path())
         .with_durability(Durability::Process)
         .with_discovery(DiscoveryOptions::new().with_topics(topics))
         .with_simulation(&host, 4000, sim.derive_seed(&format!("node {number}")));
-    Node { network: PandaNetwork::start(options).await.unwrap(), _directory: directory }
+    Node { network: PandaNetwork::start(options).await.unwrap(), directory }
 }
 
 /// A ticket that names nobody.
@@ -234,6 +239,114 @@ fn a_node_that_does_not_take_part_is_neither_asked_nor_named() {
         assert!(stats.asked > 0 && stats.failed > 0, "{stats:?}");
         assert_eq!((stats.found, stats.known, document.status().borrow().peers), (0, 2, 0), "named by its user only");
         assert_eq!(shy.stats(), DiscoveryStats::default());
+    });
+}
+
+#[test]
+fn who_was_cut_off_for_hours_finds_within_minutes_who_came_meanwhile_though_only_a_peer_that_was_met_knows() {
+    for tell in [false, true] {
+        sim::run(1, |sim| async move {
+            let network = SimNetwork::new(sim.options().with_default_link(link()));
+            let (first, hub, alice, bob) = (
+                node(&sim, &network, 1, true).await,
+                node(&sim, &network, 2, true).await,
+                node(&sim, &network, 3, true).await,
+                node(&sim, &network, 4, true).await,
+            );
+            // The one that Alice's user named leads to the hub, and is gone for good.
+            first.knows(&hub).await;
+            alice.knows(&first).await;
+            let document = alice.open(7).await;
+            sleep(Duration::from_secs(10)).await;
+            assert_eq!(alice.stats().known, 2);
+            network.isolate([10, 0, 0, 1].into());
+            network.isolate([10, 0, 0, 3].into());
+            sleep(Duration::from_secs(600)).await;
+            bob.knows(&hub).await;
+            let _there = bob.open(7).await;
+            // For so long that Bob has given Alice up as well.
+            sleep(Duration::from_secs(4 * 3600)).await;
+            network.reconnect([10, 0, 0, 3].into());
+            let back = Instant::now();
+            if tell {
+                alice.network.on_network_change();
+            }
+            partners(&document, 1).await;
+            let limit = Duration::from_secs(if tell { 20 } else { 180 });
+            assert!(back.elapsed() < limit, "found after {:?}", back.elapsed());
+        });
+    }
+}
+
+/// A record of somebody who is not there.
+fn made_up(number: u32, timestamp_us: u64) -> PeerAddress {
+    let mut seed = [55; 32];
+    seed[..4].copy_from_slice(&number.to_be_bytes());
+    let [_, _, high, low] = number.to_be_bytes();
+    let address = (TransportKind::Quic, SocketAddr::from(([10, 7, high, low], 4000)));
+    PeerAddress::sign(&Identity::from_seed(&seed), vec![address], Vec::new(), timestamp_us).unwrap()
+}
+
+/// Peers of a document that a node tells of for as long as this takes, and how often they are dialled.
+async fn told(events: &mut NetworkEvents, time: Duration) -> BTreeSet<PeerId> {
+    let (mut told, end) = (BTreeSet::new(), Instant::now() + time);
+    while let Ok(event) = tokio::time::timeout_at(end, events.next()).await {
+        if let NetworkEvent::PeerFound { peer, .. } = event.unwrap().unwrap() {
+            told.insert(peer);
+        }
+    }
+    told
+}
+
+#[test]
+fn after_a_restart_a_thousand_made_up_peers_of_a_document_are_within_the_limits_and_the_real_one_is_dialled() {
+    sim::run(1, |sim| async move {
+        let network = SimNetwork::new(sim.options().with_default_link(link()));
+        let (alice, bob) = (node(&sim, &network, 1, false).await, node(&sim, &network, 2, false).await);
+        let document = alice.open(7).await;
+        bob.network.open(ticket(7).with_peers([alice.address()])).await.unwrap();
+        partners(&document, 1).await;
+        let Node { network: running, directory } = alice;
+        running.shutdown(Duration::from_secs(1)).await.unwrap();
+        drop((running, document));
+        sleep(Duration::from_secs(1)).await;
+        // What others told in the meantime.
+        let identity = Identity::from_seed(&sim.derive_seed("node 1"));
+        let store = SqliteStore::open(StorageOptions::new(directory.path()).with_inline(true), identity).unwrap();
+        let log = store.documents().await.unwrap()[0].log();
+        for number in 0..1_000 {
+            store.remember_peer(log, made_up(number, 1), Heard::FromOthers).await.unwrap();
+        }
+        store.close().await.unwrap();
+        drop(store);
+        let alice = node_in(&sim, &network, 1, false, directory).await;
+        let mut events = alice.network.events();
+        let document = alice.network.reopen(ticket(7).document()).await.unwrap();
+        let found = told(&mut events, Duration::from_secs(20)).await;
+        assert!(found.contains(&bob.id()));
+        assert_eq!(found.len(), DISCOVERED_PEERS_PER_DOCUMENT + 1);
+        assert_eq!(alice.connections(), BTreeSet::from([bob.id()]));
+        let ticket = document.ticket().await.unwrap();
+        let named: Vec<_> = ticket.peers().iter().map(PeerAddress::peer_id).collect();
+        assert_eq!(named, [alice.id(), bob.id()], "an invitation names those that were met");
+    });
+}
+
+#[test]
+fn who_joins_learns_all_peers_of_a_document_from_one() {
+    sim::run(1, |sim| async move {
+        let network = SimNetwork::new(sim.options().with_default_link(link()));
+        let (alice, bob) = (node(&sim, &network, 1, false).await, node(&sim, &network, 2, false).await);
+        let others: BTreeSet<_> = (0..40).map(|number| made_up(number, 1).peer_id()).collect();
+        for first in (0..40).step_by(8) {
+            let ticket = ticket(7).with_peers((first..first + 8).map(|number| made_up(number, 1)));
+            alice.network.open(ticket).await.unwrap();
+        }
+        let mut events = bob.network.events();
+        bob.network.open(ticket(7).with_peers([alice.address()])).await.unwrap();
+        let mut found = told(&mut events, Duration::from_secs(10)).await;
+        assert!(found.remove(&alice.id()));
+        assert_eq!(found, others);
     });
 }
 
@@ -432,6 +545,37 @@ fn somebody_between_two_partners_is_not_taken_for_one() {
 }
 
 #[test]
+fn a_run_that_was_through_counts_also_when_the_other_end_breaks_off_at_its_end() {
+    sim::run(1, |sim| async move {
+        let network = SimNetwork::new(sim.options().with_default_link(link()));
+        let alice = node(&sim, &network, 1, true).await;
+        let _document = alice.open(7).await;
+        let mallory = Recorder::new(&network, 1);
+        alice.network.add_peer(mallory.record()).await.unwrap();
+        let from_alice = timeout(PATIENCE, mallory.transport.accept()).await.unwrap().unwrap();
+        let (mut send, mut receive, mut decoder) = loop {
+            let (send, mut receive) = from_alice.accept_bi().await.unwrap();
+            let mut decoder = FrameDecoder::new();
+            let open = next(&mut receive, &mut decoder).await.unwrap();
+            if StreamOpen::decode(&open.into()).unwrap() == StreamOpen::Discovery {
+                break (send, receive, decoder);
+            }
+        };
+        next(&mut receive, &mut decoder).await.unwrap();
+        let mut content = Vec::new();
+        Encoder::new(&mut content).array(3).unwrap().u8(1).unwrap().bytes(&[9; 32]).unwrap().array(0).unwrap();
+        send.write([&(content.len() as u32).to_be_bytes()[..], &content].concat().into()).await.unwrap();
+        next(&mut receive, &mut decoder).await.unwrap();
+        send.write(frame(3, |e| _ = e.array(1).unwrap().bytes(&mallory.record().encode()).unwrap())).await.unwrap();
+        next(&mut receive, &mut decoder).await.unwrap();
+        send.reset(CloseReason::TooBusy);
+        sleep(Duration::from_secs(1)).await;
+        let stats = alice.stats();
+        assert_eq!((stats.asked, stats.failed), (1, 0), "{stats:?}");
+    });
+}
+
+#[test]
 fn ten_thousand_identities_forged_and_future_records_change_nothing_but_counters() {
     sim::run(1, |sim| async move {
         let network = SimNetwork::new(sim.options().with_default_link(link()));
@@ -463,23 +607,27 @@ fn ten_thousand_identities_forged_and_future_records_change_nothing_but_counters
             record
         };
         for number in 0..170 {
-            let mallory = Recorder::new(&network, number);
-            let mut records = vec![mallory.record().encode()];
-            records.push(made_up(1, true));
-            records.push(made_up(u64::MAX, false));
-            records.extend((records.len()..DISCOVERY_RECORDS).map(|_| made_up(1, false)));
-            assert!(mallory.ask(&alice, &records).await.is_some(), "{number}");
+            for (victim, number) in [(&alice, number), (&bob, 1_000 + number)] {
+                let mallory = Recorder::new(&network, number);
+                let mut records = vec![mallory.record().encode()];
+                records.push(made_up(1, true));
+                records.push(made_up(u64::MAX, false));
+                records.extend((records.len()..DISCOVERY_RECORDS).map(|_| made_up(1, false)));
+                assert!(mallory.ask(victim, &records).await.is_some(), "{number}");
+            }
         }
-        assert!(identities > 10_000);
-        let stats = alice.stats();
-        assert_eq!((stats.answered, stats.forged, stats.out_of_time), (170, 170, 170), "{stats:?}");
-        assert!(stats.known <= WALK_PEERS as u64, "{stats:?}");
-        assert_eq!(stats.found, 0);
+        assert!(identities > 20_000);
+        for victim in [&alice, &bob] {
+            let stats = victim.stats();
+            assert_eq!((stats.answered, stats.forged, stats.out_of_time), (170, 170, 170), "{stats:?}");
+            assert!(stats.known <= WALK_PEERS as u64, "{stats:?}");
+            assert_eq!(stats.found, 0);
+            assert!(victim.network.relays().is_empty());
+        }
         let connected = std::future::poll_fn(|context| evil.poll_accept(context));
         assert!(timeout(Duration::from_secs(60), connected).await.is_err(), "a stranger's relay is left alone");
         assert_eq!((alice.address().relays(), alice.address().addresses()), (own.relays(), own.addresses()));
-        assert!(alice.network.relays().is_empty());
-        // Alice still finds a peer of her document, through the one that her user named.
+        // They still find each other, through the one that their users named.
         bob.knows(&hub).await;
         let _there = bob.open(7).await;
         partners(&document, 1).await;

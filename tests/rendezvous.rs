@@ -9,9 +9,9 @@ mod places;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use panda_network::discovery::DiscoveryOptions;
+use panda_network::discovery::{DiscoveryOptions, Source};
 use panda_network::sim::{self, Sim, SimHost};
-use panda_network::{DocumentTicket, Durability, PandaNetwork, PandaNetworkOptions};
+use panda_network::{DocumentTicket, Durability, NetworkEvent, PandaNetwork, PandaNetworkOptions};
 use places::{Place, World, payloads};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
@@ -78,11 +78,18 @@ async fn moved(sim: Sim, rendezvous: bool) -> Option<Duration> {
         sim.derive_seed("alice"),
     );
     let alice = PandaNetwork::start(options).await.unwrap();
-    let started = Instant::now();
+    let (started, mut events) = (Instant::now(), alice.events());
     let there = alice.open(ticket).await.unwrap();
     let arrived = timeout(PATIENCE, payloads(&there, 1)).await;
     assert!(arrived.as_ref().map_or(true, |payloads| payloads == &["hello"]));
-    arrived.is_ok().then(|| started.elapsed())
+    let took = arrived.ok().map(|_| started.elapsed())?;
+    // It is told how Bob was found, before he is connected.
+    let (peer, document) = (network.node_id(), there.id());
+    for source in [Source::Ticket, Source::Rendezvous] {
+        assert_eq!(events.next().await, Some(Ok(NetworkEvent::PeerFound { peer, document, source })));
+    }
+    assert!(matches!(events.next().await, Some(Ok(NetworkEvent::PeerConnected { .. }))));
+    Some(took)
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub mod peer_machine;
 use crate::address::PeerAddress;
 use crate::backoff::ReconnectionPolicy;
 use crate::ids::PeerId;
-use crate::limits::{CONNECT_DEADLINE, MAX_KNOWN_PEERS};
+use crate::limits::{CONNECT_DEADLINE, MAX_KNOWN_PEERS, RECORD_CLOCK_SKEW};
 use crate::network_interface::ConnectionState;
 use crate::transport::{
     BoxFuture, CloseReason, Connection, ConnectionInfo, ConnectionStats, Transport, TransportError,
@@ -115,8 +115,9 @@ impl Connections {
         Self { inner }
     }
 
-    /// Keeps this peer connected from now on, at the newest address it signed. False when too many are known already.
-    pub fn add_peer(&self, address: PeerAddress) -> bool {
+    /// Keeps this peer connected from now on, at the newest address it signed by the wall clock, `now_us`; one from the future
+    /// gives way to any other. False when too many are known already.
+    pub fn add_peer(&self, address: PeerAddress, now_us: u64) -> bool {
         let inner = &self.inner;
         let peer_id = address.peer_id();
         if peer_id == inner.node {
@@ -130,7 +131,7 @@ impl Connections {
         match &peer.address {
             Some(known) => {
                 known.send_if_modified(|known| {
-                    let newer = known.timestamp_us() < address.timestamp_us();
+                    let newer = rank(known, now_us) < rank(&address, now_us);
                     if newer {
                         *known = address;
                     }
@@ -245,6 +246,12 @@ impl Connections {
     }
 }
 
+/// The larger of two belongs to the record to use: a clock that was wrong must not win over all that is signed later.
+fn rank(record: &PeerAddress, now_us: u64) -> (bool, u64) {
+    let latest_us = now_us.saturating_add(u64::try_from(RECORD_CLOCK_SKEW.as_micros()).unwrap_or(u64::MAX));
+    (record.timestamp_us() <= latest_us, record.timestamp_us())
+}
+
 impl std::fmt::Debug for Connections {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Connections({:?})", *self.inner.state.borrow())
@@ -349,5 +356,23 @@ impl Inner {
 
     fn peers(&self) -> MutexGuard<'_, BTreeMap<PeerId, Peer>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+
+    #[test]
+    fn a_record_from_the_future_gives_way_to_any_other_and_is_better_than_none() {
+        let now_us = 365 * 24 * 3_600_000_000;
+        let skew_us = u64::try_from(RECORD_CLOCK_SKEW.as_micros()).unwrap();
+        let rank = |timestamp_us| {
+            let record = PeerAddress::sign(&Identity::from_seed(&[1; 32]), Vec::new(), Vec::new(), timestamp_us);
+            super::rank(&record.unwrap(), now_us)
+        };
+        let worst_first = [now_us + skew_us + 1, u64::MAX, 1, now_us, now_us + skew_us];
+        assert!(worst_first.map(rank).is_sorted());
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! Discovered peers are kept within limits. When those are reached, who is found next waits, and takes the place of the one
 //! that has not been reached for longest: so a crowd of identities that nobody answers for passes by, and a peer that is
-//! there gets its turn. Connected peers are never given up for others.
+//! there gets its turn. Connected peers are never given up for others. Beyond the limits are peers of tickets, those met in
+//! earlier runs, and those who dialled this node, these only until they are gone for half a minute.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub const UNREACHED_AFTER: Duration = Duration::from_secs(30);
 const TRANSPORTS: Capabilities = Capabilities::QUIC;
 
 /// Why a peer is not connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
     /// It is on the list of denied peers.
@@ -89,7 +90,7 @@ impl Policy {
         if !found.peer.capabilities().intersects(TRANSPORTS) {
             return refused(Refusal::NoCommonTransport);
         }
-        let exempt = matches!(found.source, Source::Ticket | Source::Store) || connected(&peer);
+        let exempt = is_exempt(found.source) || connected(&peer);
         let room = self.kept.contains_key(&peer) || (exempt && self.kept.len() < MAX_KNOWN_PEERS);
         if room || self.has_room(&found.document) {
             return self.keep(found, exempt, now);
@@ -109,8 +110,8 @@ impl Policy {
     /// Those who wait take the places of discovered peers that could not be reached.
     pub fn on_timeout(&mut self, now: Instant, connected: &dyn Fn(&PeerId) -> bool) -> Vec<Step> {
         self.kept.iter_mut().filter(|(peer, _)| connected(peer)).for_each(|(_, kept)| kept.reached = now);
+        let mut steps = self.count_gone(now);
         let waiting = std::mem::take(&mut self.waiting);
-        let mut steps = Vec::new();
         for found in waiting {
             let outcome = self.on_found(found, now, connected);
             // That it has to wait was told before.
@@ -133,6 +134,13 @@ impl Policy {
         unneeded
     }
 
+    /// A relay that a peer used knew where else it can be met.
+    pub fn on_moved(&mut self, peer: &PeerId) -> Vec<Step> {
+        let documents = self.kept.get_mut(peer).into_iter().flat_map(|kept| &mut kept.documents);
+        let news = documents.filter_map(|(document, sources)| sources.insert(Source::Rendezvous).then_some(*document));
+        news.map(|document| Step::TellFound(*peer, document, Source::Rendezvous)).collect()
+    }
+
     /// A peer could not be kept after all: another bound of the node is reached.
     pub fn on_not_kept(&mut self, peer: &PeerId) {
         self.kept.remove(peer);
@@ -144,10 +152,40 @@ impl Policy {
         let new = || Kept { documents: BTreeMap::new(), discovered: !exempt, reached: now };
         let kept = self.kept.entry(peer).or_insert_with(new);
         // Who was discovered first and is named by a ticket later is not let go for others.
-        kept.discovered &= !matches!(source, Source::Ticket | Source::Store);
+        kept.discovered &= !is_exempt(source);
         let news = kept.documents.entry(document).or_default().insert(source);
         let told = news.then_some(Step::TellFound(peer, document, source));
         told.into_iter().chain([Step::Connect(address)]).collect()
+    }
+
+    /// Who only dialled this node, and is gone for a while, counts towards the limits from now on. Of those who do, who is beyond
+    /// the limits is forgotten, who is gone for longest first.
+    fn count_gone(&mut self, now: Instant) -> Vec<Step> {
+        let mut gone = Vec::new();
+        let (mut in_all, mut per_document) = (0, BTreeMap::new());
+        for (peer, kept) in &mut self.kept {
+            let is_gone = now.duration_since(kept.reached) >= UNREACHED_AFTER;
+            kept.discovered |= is_gone && !kept.documents.values().flatten().copied().any(is_exempt);
+            if kept.discovered {
+                in_all += 1;
+                kept.documents.keys().for_each(|document| *per_document.entry(*document).or_insert(0) += 1);
+                gone.extend(is_gone.then_some((kept.reached, *peer)));
+            }
+        }
+        gone.sort_unstable();
+        let mut steps = Vec::new();
+        for (_, peer) in gone {
+            let full = |document| per_document.get(document) > Some(&self.options.max_peers_per_document);
+            let documents = self.kept.get(&peer).map(|kept| kept.documents.keys().copied().collect::<Vec<_>>());
+            let documents = documents.unwrap_or_default();
+            if in_all > self.options.max_peers || documents.iter().any(full) {
+                in_all -= 1;
+                documents.iter().for_each(|document| *per_document.entry(*document).or_insert(1) -= 1);
+                self.kept.remove(&peer);
+                steps.push(Step::Forget(peer));
+            }
+        }
+        steps
     }
 
     fn has_room(&self, document: &DocumentId) -> bool {
@@ -185,6 +223,11 @@ impl Policy {
         self.waiting.push_back(found);
         true
     }
+}
+
+/// Whether a peer that was found in this way is kept beside the limits.
+fn is_exempt(source: Source) -> bool {
+    matches!(source, Source::Ticket | Source::Store)
 }
 
 #[cfg(test)]
@@ -296,6 +339,43 @@ mod tests {
         policy.on_found(found(4, 1, Source::Lan), start, online);
         let steps = policy.on_timeout(start + 3 * UNREACHED_AFTER, online);
         assert_eq!((forgets(&steps), connects(&steps)), (vec![peer(3)], vec![peer(4)]));
+    }
+
+    #[test]
+    fn who_dialled_this_node_and_is_gone_counts_and_those_beyond_the_limits_are_forgotten() {
+        let mut policy = Policy::new(DiscoveryOptions::new().with_max_peers(8, 12));
+        let (start, everybody) = (Instant::now(), &|_: &PeerId| true);
+        for seed in 0..100 {
+            let at = start + Duration::from_millis(seed.into());
+            let steps = policy.on_found(found(seed, u128::from(seed % 2), Source::Peer), at, everybody);
+            assert_eq!(connects(&steps), [peer(seed)], "whoever dials comes on top");
+        }
+        policy.on_found(found(200, 0, Source::Ticket), start, NOBODY);
+        policy.on_found(found(201, 0, Source::Store), start, NOBODY);
+        let away = start + UNREACHED_AFTER;
+        assert_eq!(policy.on_timeout(away, everybody), []);
+        assert_eq!(policy.on_timeout(away + LOOK_INTERVAL, NOBODY), [], "everybody may come back");
+        let left = &|id: &PeerId| (1..=20).map(peer).any(|left| left == *id);
+        let forgotten = forgets(&policy.on_timeout(away + UNREACHED_AFTER, left));
+        let kept = |policy: &Policy| policy.kept.keys().copied().collect::<BTreeSet<_>>();
+        // 20 are connected and do not count, two are exempt.
+        assert_eq!((forgotten.len(), policy.kept.len()), (68, 12 + 20 + 2));
+        assert!((1..=20).chain([200, 201]).all(|seed| kept(&policy).contains(&peer(seed))));
+        policy.on_timeout(away + 3 * UNREACHED_AFTER, NOBODY);
+        assert_eq!(policy.kept.len(), 12 + 2);
+        let of_document = policy.kept.values().filter(|kept| kept.documents.contains_key(&document(0))).count();
+        assert!(of_document <= 8 + 2);
+    }
+
+    #[test]
+    fn that_a_relay_knew_where_a_peer_is_is_told_once_for_each_document() {
+        let mut policy = Policy::new(DiscoveryOptions::new());
+        policy.on_found(found(1, 1, Source::Ticket), Instant::now(), NOBODY);
+        policy.on_found(found(1, 2, Source::Lan), Instant::now(), NOBODY);
+        let told = |number| Step::TellFound(peer(1), document(number), Source::Rendezvous);
+        assert_eq!(policy.on_moved(&peer(1)), [told(1), told(2)]);
+        assert_eq!(policy.on_moved(&peer(1)), []);
+        assert_eq!(policy.on_moved(&peer(2)), [], "nobody looks for this one");
     }
 
     #[test]

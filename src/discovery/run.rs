@@ -18,6 +18,7 @@ use p2panda_discovery::traits::{DiscoveryProtocol, LocalTopics};
 use p2panda_store::address_book::AddressBookStore;
 use thiserror::Error;
 use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::timeout;
 
 use super::wire::{self, Message};
 use crate::address::PeerAddress;
@@ -30,6 +31,9 @@ use crate::transport::{BiStream, Connection, RecvHalf, SendHalf, TransportError}
 
 /// Label of the TLS exporter that topics are bound to.
 const EXPORTER_LABEL: &[u8] = b"panda-network/1 discovery";
+
+/// How long the asking end waits for the end of a run that was through.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// A run came to nothing.
 #[derive(Debug, Error)]
@@ -111,8 +115,9 @@ impl Run {
         let result = result.map_err(|error| error.to_string());
         send.lock().await.finish();
         if asks && result.is_ok() {
-            // The other end says the last word, which is its end: before, the connection must not be closed.
-            receive.lock().await.0.read(1).await?;
+            // The other end says the last word, which is its end: before, the connection must not be closed. However that ends,
+            // the run was through.
+            let _ = timeout(LAST_WORD, receive.lock().await.0.read(1)).await;
         }
         let mut learnt = Learnt::default();
         (learnt.bytes, learnt.forged) = *lock(&count);

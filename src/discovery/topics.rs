@@ -16,12 +16,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::run::{Learnt, Run, RunError};
-use super::walk::Walk;
+use super::walk::{Failure, Origin, Walk};
 use super::{Finds, Found, NodeView, Source};
 use crate::address::PeerAddress;
 use crate::ids::{DocumentId, PeerId};
 use crate::limits::{
-    DISCOVERY_RECORDS, DISCOVERY_RUN_DEADLINE, DISCOVERY_RUN_INTERVAL, DISCOVERY_RUNS, MAX_KNOWN_PEERS, WALK_PEERS,
+    DISCOVERY_RECORDS, DISCOVERY_RUN_DEADLINE, DISCOVERY_RUN_INTERVAL, DISCOVERY_RUNS, DISCOVERY_UNPROVEN_RUNS,
+    MAX_KNOWN_PEERS, WALK_PEERS,
 };
 use crate::store::{Heard, KnownPeer, Store, StoreError};
 use crate::sync::wire::StreamOpen;
@@ -103,9 +104,7 @@ struct State {
 impl TopicDiscovery {
     /// Starts to answer and to ask. `me` is this node.
     pub fn start(me: PeerId, parts: TopicParts) -> Self {
-        let walk = Walk::new(ChaCha8Rng::seed_from_u64(parts.seed), Instant::now());
-        let (asked, answering) = (BTreeMap::new(), BTreeSet::new());
-        let state = Mutex::new(State { walk, stats: DiscoveryStats::default(), asked, answering });
+        let state = Mutex::new(State::new(Walk::new(ChaCha8Rng::seed_from_u64(parts.seed), Instant::now())));
         let inner = Arc::new(Inner {
             me,
             parts,
@@ -128,7 +127,7 @@ impl TopicDiscovery {
             return Ok(());
         }
         self.0.parts.store.note_peers(vec![address], true).await?;
-        self.0.state().walk.add(peer, true, Instant::now());
+        self.0.state().walk.add(peer, Origin::User, Instant::now());
         self.0.wake.notify_one();
         Ok(())
     }
@@ -188,7 +187,8 @@ async fn walk_on(inner: Arc<Inner>) {
         Ok(known) => {
             let (mut state, now) = (inner.state(), Instant::now());
             for peer in known.iter().filter(|peer| peer.address.peer_id() != inner.me) {
-                state.walk.add(peer.address.peer_id(), peer.bootstrap, now);
+                let origin = if peer.bootstrap { Origin::User } else { Origin::Book { met: peer.met_us > 0 } };
+                state.walk.add(peer.address.peer_id(), origin, now);
             }
         }
         Err(error) => tracing::warn!(%error, "the address book cannot be read"),
@@ -236,33 +236,28 @@ impl Inner {
 
     /// One visit: connects, asks, leaves.
     async fn visit(self: Arc<Self>, peer: PeerId) {
-        let error = match self.try_visit(peer).await {
-            Ok(news) => {
-                self.state().walk.on_visited(&peer, news, Instant::now());
-                return;
-            }
-            Err(error) => error,
+        let Err(error) = self.try_visit(peer).await else {
+            self.state().walk.on_visited(&peer, Instant::now());
+            return;
         };
         tracing::debug!(peer = %peer.short(), %error, "a visit failed");
         self.metrics.failed.increment(1);
-        // Refused there, or not tried at all: it says nothing about whether the peer is there.
-        let closed =
-            |error: &TransportError| matches!(error, TransportError::ClosedHere | TransportError::ClosedByPeer { .. });
-        let there = matches!(&error, RunError::Transport(error) if closed(error));
-        let given_up = {
+        let failure = match &error {
+            RunError::Transport(TransportError::ClosedByPeer { .. }) => Failure::Refused,
+            RunError::Transport(TransportError::ClosedHere) => Failure::NotTried,
+            _ => Failure::Unreached,
+        };
+        let against = {
             let mut state = self.state();
             state.stats.failed += 1;
-            state.walk.on_failed(&peer, there, Instant::now())
+            state.walk.on_failed(&peer, failure, Instant::now())
         };
-        if (given_up || !there)
-            && let Err(error) = self.parts.store.note_visit(peer, false).await
-        {
+        if against && let Err(error) = self.parts.store.note_visit(peer, false).await {
             tracing::debug!(%error, "a visit cannot be noted");
         }
     }
 
-    /// True when something new was learnt.
-    async fn try_visit(&self, peer: PeerId) -> Result<bool, RunError> {
+    async fn try_visit(&self, peer: PeerId) -> Result<(), RunError> {
         let Some(known) = self.parts.store.known_peer(peer).await? else {
             // Forgotten meanwhile, for want of room.
             return Err(TransportError::ClosedHere.into());
@@ -274,9 +269,11 @@ impl Inner {
             // Both dialled each other, and the other connection stayed.
             learnt = self.ask(&known).await;
         }
-        let learnt = learnt?;
-        self.leave(&peer, &learnt, |state| state.answering.contains(&peer));
-        self.on_learnt(peer, learnt, true).await
+        let shares = learnt.as_ref().is_ok_and(|learnt| !learnt.shared.is_empty());
+        if !shares && !self.state().answering.contains(&peer) {
+            self.parts.visits.leave(&peer);
+        }
+        self.on_learnt(peer, learnt?, true).await
     }
 
     async fn ask(&self, known: &KnownPeer) -> Result<Learnt, RunError> {
@@ -292,13 +289,6 @@ impl Inner {
         learnt.unwrap_or(Err(RunError::Timeout(DISCOVERY_RUN_DEADLINE)))
     }
 
-    /// Leaves a peer that shares nothing, unless a run in the other direction is under way.
-    fn leave(&self, peer: &PeerId, learnt: &Learnt, busy: impl FnOnce(&State) -> bool) {
-        if learnt.shared.is_empty() && !busy(&self.state()) {
-            self.parts.visits.leave(peer);
-        }
-    }
-
     async fn run(&self, connection: &dyn Connection, stream: BiStream, asks: bool) -> Result<Learnt, RunError> {
         let peer = connection.info().peer_id;
         let own = self.parts.node.address().ok_or(TransportError::ClosedHere)?;
@@ -309,17 +299,18 @@ impl Inner {
         Run { own, documents, findable, store }.run(connection, stream, asks).await
     }
 
-    /// Keeps what a run brought, and reports who shares a document. True when there was something new.
-    async fn on_learnt(&self, peer: PeerId, mut learnt: Learnt, asked: bool) -> Result<bool, RunError> {
+    /// Keeps what a run brought, and reports who shares a document.
+    async fn on_learnt(&self, peer: PeerId, mut learnt: Learnt, asked: bool) -> Result<(), RunError> {
         learnt.records.remove(&self.me);
         let own = learnt.records.remove(&peer);
         // Whoever shares no document with us has no reason to name peers that do not want to be named.
         learnt.records.retain(|_, record| record.is_findable() || !learnt.shared.is_empty());
-        let named: Vec<_> = learnt.records.keys().copied().collect();
+        let named: Vec<_> =
+            learnt.records.values().filter(|record| record.is_findable()).map(PeerAddress::peer_id).collect();
         let records = own.iter().cloned().chain(learnt.records.into_values()).collect();
         let noted = self.parts.store.note_peers(records, false).await?;
         self.parts.store.note_visit(peer, true).await?;
-        let news = {
+        {
             let (mut state, now) = (self.state(), Instant::now());
             let stats = &mut state.stats;
             *if asked { &mut stats.asked } else { &mut stats.answered } += 1;
@@ -327,11 +318,14 @@ impl Inner {
             stats.forged += learnt.forged as u64;
             stats.out_of_time += noted.refused as u64;
             stats.found += u64::from(!learnt.shared.is_empty());
-            let asks_back = own.as_ref().is_some_and(PeerAddress::is_findable);
-            let news = asks_back && state.walk.add(peer, false, now);
-            let new = named.iter().filter(|peer| noted.new.contains(peer));
-            new.fold(news, |news, peer| state.walk.add(*peer, false, now) || news)
-        };
+            if own.as_ref().is_some_and(PeerAddress::is_findable) {
+                state.walk.add(peer, Origin::Itself, now);
+            }
+            // Those that were given up are heard of again in new records.
+            for named in named.iter().filter(|peer| noted.new.contains(peer)) {
+                state.walk.add(*named, Origin::Peer(peer), now);
+            }
+        }
         self.metrics.runs.increment(1);
         self.metrics.forged.increment(learnt.forged as u64);
         if let Some(own) = own {
@@ -341,7 +335,7 @@ impl Inner {
                 self.parts.finds.report(found).await;
             }
         }
-        Ok(news)
+        Ok(())
     }
 
     /// A peer asks.
@@ -358,13 +352,16 @@ impl Inner {
             drop(answering);
             let learnt = match run.unwrap_or(Err(RunError::Timeout(DISCOVERY_RUN_DEADLINE))) {
                 Ok(learnt) => {
-                    inner.leave(&peer, &learnt, |state| state.walk.is_visiting(&peer));
+                    // A run in the other direction may be under way.
+                    if learnt.shared.is_empty() && !inner.state().walk.is_visiting(&peer) {
+                        inner.parts.visits.leave(&peer);
+                    }
                     inner.on_learnt(peer, learnt, false).await
                 }
                 Err(error) => Err(error),
             };
             match learnt {
-                Ok(news) => inner.state().walk.on_met(&peer, news, Instant::now()),
+                Ok(()) => inner.state().walk.on_met(&peer, Instant::now()),
                 Err(error) => {
                     tracing::debug!(peer = %peer.short(), %error, "a peer's run failed");
                     inner.metrics.failed.increment(1);
@@ -391,10 +388,16 @@ impl Inner {
 }
 
 impl State {
+    fn new(walk: Walk) -> Self {
+        Self { walk, stats: DiscoveryStats::default(), asked: BTreeMap::new(), answering: BTreeSet::new() }
+    }
+
     /// Whether a peer may start a run now; counts it in.
     fn admit(&mut self, peer: PeerId, now: Instant) -> bool {
         self.asked.retain(|_, at| now.duration_since(*at) < DISCOVERY_RUN_INTERVAL);
-        let room = self.answering.len() < DISCOVERY_RUNS && self.asked.len() < MAX_KNOWN_PEERS;
+        // Keys cost nothing: those that were never met leave some room for the others.
+        let limit = if self.walk.knows(&peer) { DISCOVERY_RUNS } else { DISCOVERY_UNPROVEN_RUNS };
+        let room = self.answering.len() < limit && self.asked.len() < MAX_KNOWN_PEERS;
         let admitted = room && !self.answering.contains(&peer) && !self.asked.contains_key(&peer);
         if admitted {
             self.walk.on_asked(&peer, now);
@@ -438,5 +441,27 @@ impl Metrics {
 impl std::fmt::Debug for Metrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Metrics")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+
+    #[test]
+    fn throw_away_keys_leave_room_for_the_runs_of_those_that_were_met_or_named() {
+        let now = Instant::now();
+        let mut state = State::new(Walk::new(ChaCha8Rng::seed_from_u64(1), now));
+        let peer = |number| Identity::from_seed(&[number; 32]).peer_id();
+        let (met, named) = (peer(201), peer(202));
+        state.walk.add(met, Origin::Itself, now);
+        state.walk.on_met(&met, now);
+        state.walk.add(named, Origin::User, now);
+        let admitted = (0..100).filter(|number| state.admit(peer(*number), now)).count();
+        assert_eq!(admitted, DISCOVERY_UNPROVEN_RUNS);
+        assert!(state.admit(met, now) && state.admit(named, now));
+        assert!(!state.admit(met, now), "one run at once");
+        assert_eq!(state.stats.refused, 89);
     }
 }

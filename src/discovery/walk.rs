@@ -1,12 +1,16 @@
 //! Whom to ask next about shared documents: the pure machine of a random walk over the peers that are known.
 //!
 //! Tell it who is known ([`Walk::add`]), ask it whom to visit ([`Walk::next`], again at [`Walk::poll_timeout`]), and tell it how
-//! that went. Everybody is visited once, soon; then again in random order, at waits that double while nothing new comes of it:
-//! what is known to one spreads to all by such visits.
+//! that went. Everybody is visited once, soon; then again in random order, at waits that double while nobody new is met: what is
+//! known to one spreads to all by such visits.
 //! Now and then the walk starts over at a peer that the user named, so that it does not stay among friends of friends. It
 //! connects to nobody itself.
+//!
+//! Anybody can name peers that are not there, so a name is no news, and those that did not prove to be there get half of the
+//! visits. Who does not answer is given up after a while; but of those that were met, not while nobody answers: then it is this
+//! node that is cut off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::Rng;
@@ -15,7 +19,9 @@ use tokio::time::Instant;
 
 use crate::backoff::ReconnectionPolicy;
 use crate::ids::PeerId;
-use crate::limits::{BOOK_STALE_FAILURES, DISCOVERY_RUN_INTERVAL, DISCOVERY_VISITS, WALK_PEERS};
+use crate::limits::{
+    BOOK_STALE_FAILURES, DISCOVERY_RUN_INTERVAL, DISCOVERY_UNPROVEN_VISITS, DISCOVERY_VISITS, WALK_NAMED, WALK_PEERS,
+};
 
 /// First visits that follow each other quickly; a network of friends has no more peers.
 const QUICK_VISITS: u32 = 64;
@@ -25,24 +31,74 @@ const QUICK: Duration = Duration::from_millis(100);
 const STEADY: Duration = Duration::from_secs(1);
 /// Shortest and longest time between two visits to peers that were visited before.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
-/// The wait doubles after as many visits without news as a quarter of the peers, and at least this many.
+/// The wait doubles after as many visits without news as a quarter of the peers that were met, and at least this many.
 const QUIET_VISITS: usize = 6;
 /// Longest time between two attempts at a peer.
 const LONGEST_RETRY: Duration = Duration::from_secs(3600);
+/// Longest time between two attempts at any peer while none answers: this node is cut off, and notices the end of that.
+const CUT_OFF_RETRY: Duration = Duration::from_secs(60);
+/// How many peers that were met have to be silent for that, if there are as many.
+const CUT_OFF_PEERS: usize = 2;
 /// How often the walk starts over at a peer that the user named, if there is one.
 const RESTART: f64 = 0.1;
+
+/// How a peer became known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The user named it as a peer to ask.
+    User,
+    /// It is in the address book, and was met in an earlier run or not.
+    Book {
+        /// It was met.
+        met: bool,
+    },
+    /// It is connected, and wants to be asked.
+    Itself,
+    /// This peer named it.
+    Peer(PeerId),
+}
+
+/// How a visit came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody answered.
+    Unreached,
+    /// The peer is there, but refused or broke off.
+    Refused,
+    /// It was not tried.
+    NotTried,
+}
 
 /// One peer.
 #[derive(Debug)]
 struct Stop {
     bootstrap: bool,
+    /// Who named it, if somebody did.
+    namer: Option<PeerId>,
     /// It answered since it was last unknown what it shares.
     visited: bool,
     /// It answered at some time.
     met: bool,
+    /// It did so when it was last tried, or came itself.
+    answers: bool,
     running: bool,
+    /// Attempts in a row that failed: the wait for the next one grows with them.
     failures: u32,
+    /// Those of them that speak against the peer: with these it is given up.
+    misses: u32,
     not_before: Instant,
+}
+
+impl Stop {
+    /// The user named it, or it answered at some time.
+    fn is_known(&self) -> bool {
+        self.bootstrap || self.met
+    }
+
+    /// It need not wait behind made-up ones, nor make room for others.
+    fn is_proven(&self) -> bool {
+        self.bootstrap || self.answers
+    }
 }
 
 /// The walk.
@@ -56,9 +112,13 @@ pub struct Walk {
     /// Visits to peers for the first time, so far.
     first_visits: u32,
     next_first: Instant,
-    /// Visits to known peers in a row that brought nothing.
+    /// Visits in a row by which nobody new was met.
     quiet: u32,
     next_again: Instant,
+    /// The last visit was one to a peer for the first time.
+    last_was_first: bool,
+    /// Known peers that were silent since somebody last answered.
+    silent: BTreeSet<PeerId>,
 }
 
 impl Walk {
@@ -67,22 +127,64 @@ impl Walk {
         // Peers that are gone for a while are tried for hours; after that somebody else will have heard of them.
         let retry = |initial| ReconnectionPolicy::new().with_initial_delay(initial).with_max_delay(LONGEST_RETRY);
         let retry = (retry(3 * DISCOVERY_RUN_INTERVAL), retry(DISCOVERY_RUN_INTERVAL));
-        let stops = BTreeMap::new();
-        Self { rng, retry, stops, running: 0, first_visits: 0, next_first: now, quiet: 0, next_again: now + AGAIN.0 }
+        Self {
+            rng,
+            retry,
+            stops: BTreeMap::new(),
+            running: 0,
+            first_visits: 0,
+            next_first: now,
+            quiet: 0,
+            next_again: now + AGAIN.0,
+            last_was_first: false,
+            silent: BTreeSet::new(),
+        }
     }
 
     /// A peer may be asked. False when it was known, or there are as many as may be.
-    pub fn add(&mut self, peer: PeerId, bootstrap: bool, now: Instant) -> bool {
+    pub fn add(&mut self, peer: PeerId, origin: Origin, now: Instant) -> bool {
+        let bootstrap = origin == Origin::User;
         if let Some(stop) = self.stops.get_mut(&peer) {
             stop.bootstrap |= bootstrap;
             return false;
         }
-        if self.stops.len() >= WALK_PEERS && !bootstrap {
+        if !self.make_room(origin) {
             return false;
         }
-        self.stops
-            .insert(peer, Stop { bootstrap, visited: false, met: false, running: false, failures: 0, not_before: now });
+        let namer = if let Origin::Peer(namer) = origin { Some(namer) } else { None };
+        let met = origin == Origin::Book { met: true };
+        let (visited, running, failures, misses) = (false, false, 0, 0);
+        let stop = Stop { bootstrap, namer, visited, met, answers: met, running, failures, misses, not_before: now };
+        self.stops.insert(peer, stop);
         true
+    }
+
+    fn make_room(&mut self, origin: Origin) -> bool {
+        let full = self.stops.len() >= WALK_PEERS;
+        let least_misses = match origin {
+            Origin::User => return true,
+            Origin::Book { .. } => return !full,
+            Origin::Itself => 0,
+            Origin::Peer(namer) => {
+                let named = self.stops.values().filter(|stop| !stop.met && stop.namer == Some(namer)).count();
+                if named >= WALK_NAMED {
+                    return false;
+                }
+                1
+            }
+        };
+        if !full {
+            return true;
+        }
+        let replaceable = |stop: &Stop| !stop.running && !stop.is_proven() && stop.misses >= least_misses;
+        let unproven = self.stops.iter().filter(|(_, stop)| replaceable(stop));
+        let worst = unproven.max_by_key(|(_, stop)| stop.misses).map(|(peer, _)| *peer);
+        worst.is_some_and(|peer| self.remove(&peer))
+    }
+
+    fn remove(&mut self, peer: &PeerId) -> bool {
+        self.silent.remove(peer);
+        self.stops.remove(peer).is_some()
     }
 
     /// How many peers are known.
@@ -114,31 +216,29 @@ impl Walk {
         if self.running >= DISCOVERY_VISITS {
             return None;
         }
-        let first = self.next_first <= now;
-        let chosen = first.then(|| self.choose(false, now)).flatten();
-        let chosen = match chosen {
-            Some(peer) => {
+        // When both kinds of visits are due they take turns.
+        for first in [!self.last_was_first, self.last_was_first] {
+            let due = if first { self.next_first } else { self.next_again };
+            let Some(peer) = (due <= now).then(|| self.choose(!first, now)).flatten() else { continue };
+            self.last_was_first = first;
+            if first {
                 self.first_visits = self.first_visits.saturating_add(1);
                 self.next_first = now + if self.first_visits < QUICK_VISITS { QUICK } else { STEADY };
-                peer
-            }
-            None if self.next_again <= now => {
-                let peer = self.choose(true, now)?;
+            } else {
                 self.next_again = now + self.wait_again();
-                peer
             }
-            None => return None,
-        };
-        self.running += 1;
-        self.stops.get_mut(&chosen)?.running = true;
-        Some(chosen)
+            self.running += 1;
+            self.stops.get_mut(&peer)?.running = true;
+            return Some(peer);
+        }
+        None
     }
 
-    /// A visit was answered; `news`: it brought peers or documents that were not known.
-    pub fn on_visited(&mut self, peer: &PeerId, news: bool, now: Instant) {
+    /// A visit was answered.
+    pub fn on_visited(&mut self, peer: &PeerId, now: Instant) {
         self.end(peer);
         self.quiet = self.quiet.saturating_add(1);
-        self.on_met(peer, news, now);
+        self.on_met(peer, now);
     }
 
     /// The peer visits us just now: no need to visit it meanwhile.
@@ -149,30 +249,61 @@ impl Walk {
     }
 
     /// The peer visited us: as good as a visit to it.
-    pub fn on_met(&mut self, peer: &PeerId, news: bool, now: Instant) {
-        if news {
-            self.quiet = 0;
-            self.next_again = self.next_again.min(now + AGAIN.0);
+    pub fn on_met(&mut self, peer: &PeerId, now: Instant) {
+        self.on_answer(now);
+        if self.stops.get(peer).is_some_and(|stop| !stop.met) {
+            self.be_quick(now);
         }
-        if let Some(stop) = self.stops.get_mut(peer) {
-            (stop.visited, stop.met, stop.failures) = (true, true, 0);
-            stop.not_before = now + DISCOVERY_RUN_INTERVAL;
-        }
+        let Some(stop) = self.stops.get_mut(peer) else { return };
+        (stop.visited, stop.met, stop.answers, stop.failures, stop.misses) = (true, true, true, 0, 0);
+        stop.not_before = now + DISCOVERY_RUN_INTERVAL;
     }
 
-    /// A visit came to nothing; `answered`: the peer is there, but refused or broke off. True when it was given up.
-    pub fn on_failed(&mut self, peer: &PeerId, answered: bool, now: Instant) -> bool {
+    /// A visit came to nothing. True when that speaks against the peer: it is to be noted in the address book.
+    pub fn on_failed(&mut self, peer: &PeerId, failure: Failure, now: Instant) -> bool {
         self.end(peer);
-        let random = self.rng.random();
-        let retry = if answered { &self.retry.1 } else { &self.retry.0 };
+        if failure == Failure::Refused {
+            self.on_answer(now);
+        }
+        let (random, known) = (self.rng.random(), self.known());
+        let unreached = failure == Failure::Unreached;
+        let retry = if unreached { &self.retry.0 } else { &self.retry.1 };
         let Some(stop) = self.stops.get_mut(peer) else { return false };
         stop.failures += 1;
-        stop.not_before = now + retry.delay_after(stop.failures, random).unwrap_or_default();
-        let given_up = stop.failures >= BOOK_STALE_FAILURES && !stop.bootstrap;
-        if given_up {
-            self.stops.remove(peer);
+        stop.answers &= !unreached;
+        let mut wait = retry.delay_after(stop.failures, random).unwrap_or_default();
+        let mut counts = true;
+        if unreached && stop.is_known() {
+            // Once, until somebody answers.
+            counts = self.silent.insert(*peer);
+            if self.silent.len() >= CUT_OFF_PEERS.min(known) {
+                wait = wait.min(CUT_OFF_RETRY.saturating_mul(u32::try_from(known).unwrap_or(u32::MAX)));
+                self.next_again = self.next_again.min(now + CUT_OFF_RETRY);
+            }
         }
-        given_up
+        stop.misses += u32::from(counts);
+        stop.not_before = now + wait;
+        let given_up = stop.misses >= BOOK_STALE_FAILURES && !stop.bootstrap;
+        if given_up {
+            self.remove(peer);
+        }
+        given_up || (unreached && counts)
+    }
+
+    /// Somebody answered: if nobody else did, this node was cut off, and tries the others again.
+    fn on_answer(&mut self, now: Instant) {
+        if self.silent.len() >= CUT_OFF_PEERS.min(self.known()) {
+            let silent = self.stops.iter_mut().filter(|(peer, _)| self.silent.contains(peer));
+            silent.for_each(|(_, stop)| (stop.failures, stop.not_before) = (0, now));
+            self.be_quick(now);
+        }
+        self.silent.clear();
+    }
+
+    /// There is something new to be learnt from those that were visited before.
+    fn be_quick(&mut self, now: Instant) {
+        self.quiet = 0;
+        self.next_again = self.next_again.min(now + AGAIN.0);
     }
 
     /// There is something new to ask everybody: another document is open.
@@ -182,10 +313,15 @@ impl Walk {
         self.next_first = self.next_first.min(now + QUICK);
     }
 
-    /// The network changed: who did not answer may do so now.
+    /// The network changed: who did not answer may do so now, and it need not have been the fault of those that were met.
     pub fn retry_all(&mut self, now: Instant) {
-        let failed = self.stops.values_mut().filter(|stop| stop.failures > 0);
-        failed.for_each(|stop| stop.not_before = now);
+        for stop in self.stops.values_mut().filter(|stop| stop.failures > 0) {
+            stop.not_before = now;
+            if stop.is_known() {
+                (stop.failures, stop.misses) = (0, 0);
+            }
+        }
+        self.silent.clear();
     }
 
     /// When to call [`next`](Self::next), and why.
@@ -193,8 +329,10 @@ impl Walk {
         if self.running >= DISCOVERY_VISITS {
             return None;
         }
+        let unproven = self.takes_unproven();
         let earliest = |visited| {
-            let waiting = self.stops.values().filter(move |stop| !stop.running && stop.visited == visited);
+            let ready = move |stop: &&Stop| !stop.running && stop.visited == visited && (unproven || stop.is_proven());
+            let waiting = self.stops.values().filter(ready);
             waiting.map(|stop| stop.not_before).min()
         };
         let first = earliest(false).map(|at| (at.max(self.next_first), "first visit"));
@@ -203,7 +341,11 @@ impl Walk {
     }
 
     fn choose(&mut self, visited: bool, now: Instant) -> Option<PeerId> {
-        let ready = |stop: &Stop| !stop.running && stop.visited == visited && stop.not_before <= now;
+        let unproven = self.takes_unproven();
+        let ready = |stop: &Stop| {
+            let waits = !stop.running && stop.visited == visited && stop.not_before <= now;
+            waits && (unproven || stop.is_proven())
+        };
         let restart = self.rng.random_bool(RESTART);
         let bootstraps = || self.stops.iter().filter(|(_, stop)| ready(stop) && stop.bootstrap);
         let all = || self.stops.iter().filter(|(_, stop)| ready(stop));
@@ -218,10 +360,26 @@ impl Walk {
     }
 
     fn wait_again(&mut self) -> Duration {
-        let rounds = self.quiet as usize / QUIET_VISITS.max(self.stops.len() / 4);
+        let rounds = self.quiet as usize / QUIET_VISITS.max(self.known() / 4);
         let wait = AGAIN.0.saturating_mul(1 << rounds.min(16)).min(AGAIN.1);
         // Spread, so that peers which started together do not go on together.
         wait.mul_f64(0.75 + 0.5 * self.rng.random::<f64>())
+    }
+
+    /// Whether one more visit may be to a peer that did not prove to be there.
+    fn takes_unproven(&self) -> bool {
+        let running = self.stops.values().filter(|stop| stop.running && !stop.is_proven());
+        running.count() < DISCOVERY_UNPROVEN_VISITS
+    }
+
+    /// How many peers answered at some time, or were named by the user.
+    fn known(&self) -> usize {
+        self.stops.values().filter(|stop| stop.is_known()).count()
+    }
+
+    /// Whether this peer answered at some time, or was named by the user.
+    pub fn knows(&self, peer: &PeerId) -> bool {
+        self.stops.get(peer).is_some_and(Stop::is_known)
     }
 
     /// Whether a visit to this peer is under way.
@@ -238,144 +396,4 @@ impl Walk {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::identity::Identity;
-    use rand::SeedableRng;
-
-    fn peer(number: u16) -> PeerId {
-        let mut seed = [3; 32];
-        seed[..2].copy_from_slice(&number.to_be_bytes());
-        Identity::from_seed(&seed).peer_id()
-    }
-
-    fn walk(seed: u64, peers: u16) -> (Walk, Instant) {
-        let now = Instant::now();
-        let mut walk = Walk::new(ChaCha8Rng::seed_from_u64(seed), now);
-        (0..peers).for_each(|number| assert!(walk.add(peer(number), number == 0, now)));
-        (walk, now)
-    }
-
-    /// Visits that are made until `end`, each answered at once without news.
-    fn visits(walk: &mut Walk, mut now: Instant, end: Instant) -> Vec<(Instant, PeerId)> {
-        let mut visits = Vec::new();
-        loop {
-            while let Some(peer) = walk.next(now) {
-                walk.on_visited(&peer, false, now);
-                visits.push((now, peer));
-            }
-            match walk.poll_timeout() {
-                Some((at, _)) if at < end => now = at.max(now + Duration::from_micros(1)),
-                _ => return visits,
-            }
-        }
-    }
-
-    #[test]
-    fn everybody_is_visited_once_within_seconds_and_then_less_and_less() {
-        let (mut walk, start) = walk(1, 50);
-        let hour = Duration::from_secs(3600);
-        let visits = visits(&mut walk, start, start + 8 * hour);
-        let within = |from: Duration, until: Duration| {
-            let visits = visits.iter().filter(|(at, _)| *at >= start + from && *at < start + until);
-            visits.map(|(_, peer)| *peer).collect::<Vec<_>>()
-        };
-        let soon: std::collections::BTreeSet<_> = within(Duration::ZERO, 50 * QUICK).into_iter().collect();
-        assert_eq!(soon.len(), 50);
-        let last_hour = within(7 * hour, 8 * hour).len();
-        assert!((4..=9).contains(&last_hour), "{last_hour} visits in the last hour");
-    }
-
-    #[test]
-    fn news_and_new_documents_make_it_quick_again() {
-        let (mut walk, start) = walk(2, 20);
-        let later = start + Duration::from_secs(7200);
-        visits(&mut walk, start, later);
-        walk.ask_all_again(later);
-        let again: std::collections::BTreeSet<_> =
-            visits(&mut walk, later, later + DISCOVERY_RUN_INTERVAL + 20 * QUICK)
-                .into_iter()
-                .map(|(_, peer)| peer)
-                .collect();
-        assert_eq!(again.len(), 20, "everybody is asked about a new document");
-        let latest = later + Duration::from_secs(7200);
-        visits(&mut walk, later, latest);
-        assert!(walk.add(peer(99), false, latest));
-        let met = visits(&mut walk, latest, latest + Duration::from_secs(1));
-        assert!(met.iter().any(|(_, met)| *met == peer(99)), "who is new is visited at once");
-        walk.on_met(&peer(3), true, latest);
-        assert!(walk.poll_timeout().unwrap().0 <= latest + AGAIN.0 + DISCOVERY_RUN_INTERVAL);
-    }
-
-    #[test]
-    fn no_more_visits_at_once_than_allowed_and_no_peer_twice_at_once() {
-        let (mut walk, start) = walk(3, 20);
-        let mut running = Vec::new();
-        let mut now = start;
-        for _ in 0..100 {
-            running.extend(walk.next(now));
-            now += QUICK;
-        }
-        assert_eq!(running.len(), DISCOVERY_VISITS);
-        assert_eq!(walk.poll_timeout(), None);
-        running.sort_unstable();
-        running.dedup();
-        assert_eq!(running.len(), DISCOVERY_VISITS);
-        walk.on_failed(&running[0], false, now);
-        assert!(walk.next(now).is_some());
-    }
-
-    #[test]
-    fn who_does_not_answer_is_tried_less_and_less_and_then_given_up_unless_the_user_named_it() {
-        let (mut walk, start) = walk(4, 2);
-        let (mut now, mut tries) = (start, BTreeMap::<PeerId, Vec<Instant>>::new());
-        while let Some((at, _)) = walk.poll_timeout().filter(|(at, _)| *at < start + Duration::from_secs(100_000)) {
-            now = now.max(at);
-            while let Some(peer) = walk.next(now) {
-                tries.entry(peer).or_default().push(now);
-                walk.on_failed(&peer, false, now);
-            }
-        }
-        let (named, other) = (&tries[&peer(0)], &tries[&peer(1)]);
-        assert_eq!(other.len(), BOOK_STALE_FAILURES as usize);
-        let last = named[named.len() - 1] - named[named.len() - 2];
-        assert!(last >= Duration::from_secs(2800) && named.len() > 20, "{last:?}, {}", named.len());
-        walk.retry_all(now);
-        assert_eq!(walk.next(now + STEADY), Some(peer(0)), "after a change of the network at once");
-    }
-
-    #[test]
-    fn ten_thousand_identities_are_not_more_than_the_walk_holds() {
-        let (mut walk, now) = walk(5, 1);
-        let added = (1..=10_000).filter(|number| walk.add(peer(*number), false, now)).count();
-        assert_eq!((added, walk.len()), (WALK_PEERS - 1, WALK_PEERS));
-        assert!(walk.add(peer(20_000), true, now), "who is named by the user is known all the same");
-    }
-
-    #[test]
-    fn the_walk_takes_the_same_way_with_the_same_seed_and_another_with_another() {
-        let way = |seed| {
-            let (mut walk, start) = walk(seed, 30);
-            visits(&mut walk, start, start + Duration::from_secs(60))
-                .into_iter()
-                .map(|(_, peer)| peer)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(way(6), way(6));
-        assert_ne!(way(6), way(7));
-    }
-
-    #[test]
-    fn only_who_answered_or_was_named_by_the_user_is_named_to_others() {
-        let (mut walk, now) = walk(8, 10);
-        assert_eq!(walk.sample(64, &peer(9)), [peer(0)]);
-        (1..4).for_each(|number| walk.on_met(&peer(number), true, now));
-        walk.on_met(&peer(9), true, now);
-        let mut sample = walk.sample(64, &peer(9));
-        sample.sort_unstable();
-        let mut expected: Vec<_> = (0..4).map(peer).collect();
-        expected.sort_unstable();
-        assert_eq!(sample, expected);
-        assert_eq!(walk.sample(2, &peer(9)).len(), 2);
-    }
-}
+mod tests;

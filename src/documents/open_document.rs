@@ -17,7 +17,7 @@ use crate::address::PeerAddress;
 use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::ids::{LogId, PeerId};
-use crate::limits::MAX_KNOWN_PEERS;
+use crate::limits::{MAX_KNOWN_PEERS, STORED_PEERS};
 use crate::operation::SeqNum;
 use crate::store::{
     CommitObserver, DocumentRecord, DocumentState, Heads, Heard, Position, Store, StoreError, StoredOperation,
@@ -120,20 +120,28 @@ impl OpenDocument {
         shown
     }
 
-    /// Addresses of peers of this document, most recently heard of first.
+    /// Peers of this document of earlier runs: those who were met or whom a ticket named, who was met last first; and those
+    /// of whom others spoke. Sessions pass their addresses on.
     ///
     /// # Errors
     /// [`StoreError`] when they cannot be read.
-    pub async fn known_peers(&self) -> Result<Vec<PeerAddress>, StoreError> {
-        let peers = self.store.peers(self.log).await?;
-        self.addresses.send_if_modified(|known| {
-            for peer in peers.iter().take(MAX_KNOWN_PEERS.saturating_sub(known.len())) {
+    pub async fn stored_peers(&self) -> Result<(Vec<PeerAddress>, Vec<PeerAddress>), StoreError> {
+        let met = self.store.peers(self.log, STORED_PEERS).await?;
+        let rumoured = self.store.rumoured_peers(self.log, STORED_PEERS).await?;
+        self.addresses.send_modify(|known| {
+            for peer in met.iter().chain(&rumoured) {
                 known.entry(peer.peer_id()).or_insert(peer.timestamp_us());
             }
-            // Every session begins with what the store has.
-            false
         });
-        Ok(peers)
+        Ok((met, rumoured))
+    }
+
+    /// Peers that a new one can begin with: who was met last, and whom a ticket named, at most `count`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they cannot be read.
+    pub async fn met_peers(&self, count: usize) -> Result<Vec<PeerAddress>, StoreError> {
+        self.store.peers(self.log, count).await
     }
 
     /// Whether a peer is known to share this document.
@@ -151,9 +159,11 @@ impl OpenDocument {
             tracing::debug!(peer = %peer.short(), "an address record from the future is not kept");
             return Ok(());
         }
+        // Half of the room is for peers that show themselves.
+        let limit = if heard == Heard::FromOthers { MAX_KNOWN_PEERS / 2 } else { MAX_KNOWN_PEERS };
         // Sessions pass newer addresses on to their peers.
         self.addresses.send_if_modified(|known| {
-            let room = known.len() < MAX_KNOWN_PEERS || known.contains_key(&peer);
+            let room = known.len() < limit || known.contains_key(&peer);
             let news = room && known.get(&peer).is_none_or(|known_us| *known_us < timestamp_us);
             if news {
                 known.insert(peer, timestamp_us);
@@ -163,7 +173,7 @@ impl OpenDocument {
         Ok(())
     }
 
-    /// Peers whose address became known in this run, and when they signed it.
+    /// Peers whose addresses are passed on, and when they signed these.
     pub(super) fn watch_addresses(&self) -> watch::Receiver<BTreeMap<PeerId, u64>> {
         self.addresses.subscribe()
     }

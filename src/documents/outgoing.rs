@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use super::error::SessionError;
 use super::live::Recent;
 use super::session::{Half, Session};
-use crate::address::PeerAddress;
 use crate::ids::PeerId;
 use crate::limits::{
-    CHUNK_BYTES, DOCUMENT_STREAM_IDLE, HEADS_PER_FRAME, PAGE_MAX_OPERATIONS, PEERS_PER_FRAME, PRESENCE_RENEWAL,
+    CHUNK_BYTES, DOCUMENT_STREAM_IDLE, HEADS_PER_FRAME, PAGE_MAX_OPERATIONS, PEERS_PER_FRAME, PEERS_PER_SESSION,
+    PRESENCE_RENEWAL,
 };
 use crate::operation::Operation;
 use crate::sync::wire::DocumentFrame;
@@ -44,8 +44,12 @@ async fn speak(session: &Session, send: &mut Box<dyn SendHalf>) -> Result<(), Se
         pass_on_presence(session, &mut passed_on);
         let mut out = proofs(session, &mut passed_on).await?;
         if addresses.has_changed() {
-            addresses.borrow_and_update();
-            pass_on_addresses(session, &mut passed_on.addresses, &mut out).await?;
+            let news = passed_on.addresses.next(session, &addresses.borrow_and_update());
+            pass_on_addresses(session, &news, &mut out).await?;
+            if news.len() == PEERS_PER_FRAME {
+                // There may be more, for the next frame.
+                addresses.mark_changed();
+            }
         }
         session.state().take_answers(&mut out);
         collect_live(session, &mut out);
@@ -92,22 +96,15 @@ fn greeting(session: &Session) -> Bytes {
     out.into()
 }
 
-/// Appends addresses of other peers of the document that this peer was not told yet, one frame of them.
-async fn pass_on_addresses(
-    session: &Session,
-    told: &mut BTreeMap<PeerId, u64>,
-    out: &mut Vec<u8>,
-) -> Result<(), SessionError> {
-    let document = session.document();
-    let known = document.store.peers(document.log).await?;
-    let news = |address: &&PeerAddress| {
-        ![session.key.peer, document.node].contains(&address.peer_id())
-            && told.get(&address.peer_id()).is_none_or(|told_us| *told_us < address.timestamp_us())
-    };
-    let news: Vec<_> = known.iter().filter(news).take(PEERS_PER_FRAME).collect();
-    told.extend(news.iter().map(|address| (address.peer_id(), address.timestamp_us())));
-    if !news.is_empty() {
-        DocumentFrame::Peers(news.iter().map(|address| address.encode().into()).collect()).encode(out);
+/// Appends the addresses of these peers, but for those that the store has forgotten meanwhile.
+async fn pass_on_addresses(session: &Session, peers: &[PeerId], out: &mut Vec<u8>) -> Result<(), SessionError> {
+    let mut records = Vec::new();
+    for peer in peers {
+        let known = session.document().store.known_peer(*peer).await?;
+        records.extend(known.map(|known| Bytes::from(known.address.encode())));
+    }
+    if !records.is_empty() {
+        DocumentFrame::Peers(records).encode(out);
     }
     Ok(())
 }
@@ -155,7 +152,29 @@ pub(super) fn put_operations<'a>(message_id: u64, operations: impl Iterator<Item
 struct PassedOn {
     presence: BTreeMap<PeerId, u64>,
     proofs: BTreeSet<PeerId>,
-    addresses: BTreeMap<PeerId, u64>,
+    addresses: ToldAddresses,
+}
+
+/// Peers that the other end was told of, and when these had signed that; how often it was told of any.
+#[derive(Default)]
+struct ToldAddresses {
+    signed_us: BTreeMap<PeerId, u64>,
+    count: usize,
+}
+
+impl ToldAddresses {
+    /// Other peers of the document, of those known, whose addresses are news to the other end: as many as fit a frame and as
+    /// it takes in one session.
+    fn next(&mut self, session: &Session, known: &BTreeMap<PeerId, u64>) -> Vec<PeerId> {
+        let room = PEERS_PER_FRAME.min(PEERS_PER_SESSION - self.count);
+        let ends = [session.key.peer, session.document().node];
+        let told = &self.signed_us;
+        let news = |(peer, signed_us): &(&PeerId, &u64)| !ends.contains(*peer) && told.get(*peer) < Some(*signed_us);
+        let news: Vec<_> = known.iter().filter(news).take(room).map(|(peer, signed_us)| (*peer, *signed_us)).collect();
+        self.count += news.len();
+        self.signed_us.extend(news.iter().copied());
+        news.into_iter().map(|(peer, _)| peer).collect()
+    }
 }
 
 fn pass_on_presence(session: &Session, passed_on: &mut PassedOn) {

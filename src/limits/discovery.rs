@@ -30,6 +30,9 @@ pub const DISCOVERY_RECORDS_MAX_BYTES: usize = 48 * 1024;
 /// Runs of confidential discovery that peers started, at once. More: refused with `TooBusy` and counted.
 pub const DISCOVERY_RUNS: usize = 16;
 
+/// Those of them that peers started which this node has not met before. More: as above; the rest is for those that it has.
+pub const DISCOVERY_UNPROVEN_RUNS: usize = 12;
+
 /// Time between two runs that one peer starts. Sooner: as above.
 pub const DISCOVERY_RUN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -39,11 +42,23 @@ pub const DISCOVERY_RUN_DEADLINE: Duration = Duration::from_secs(20);
 /// Visits to peers for discovery at once, each a connection that may be for nothing else. More wait.
 pub const DISCOVERY_VISITS: usize = 4;
 
-/// Peers that the walk of discovery knows of. More: not visited before one of the others is given up.
+/// Those of them to peers that did not prove to be there, and that the user did not name. More wait: made-up peers do not
+/// keep this node from visiting others.
+pub const DISCOVERY_UNPROVEN_VISITS: usize = DISCOVERY_VISITS / 2;
+
+/// Peers that the walk of discovery knows of. More: not visited before one of the others is given up; but one that came
+/// itself takes the place of one that did not prove to be there, and one that is named that of one that did not answer.
 pub const WALK_PEERS: usize = 1024;
+
+/// Peers that one peer named and that the walk has not met. More: not visited, until it is heard of them again.
+pub const WALK_NAMED: usize = 64;
 
 /// Peers that finders found and nobody has looked at yet. Full: finders wait, or find them again later.
 pub const DISCOVERY_QUEUE: usize = 256;
+
+/// Peers of earlier runs that a document begins with: those that were met or that a ticket named; and as many of whom others
+/// spoke. More: who was met longest ago, or known last, is not dialled before it is heard of again.
+pub const STORED_PEERS: usize = 256;
 
 /// Discovered peers that are kept connected for one document. More: they wait until one of the others is not reached.
 pub const DISCOVERED_PEERS_PER_DOCUMENT: usize = 64;

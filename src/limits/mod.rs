@@ -104,7 +104,7 @@ pub const TICKET_MAX_RELAYS: usize = 4;
 /// Longest ticket text, in characters. Longer: peers are left out when it is made, and it is refused before it is decoded.
 pub const TICKET_MAX_CHARS: usize = 8192;
 
-/// Addresses of other peers that a session passes on. More: the least recently heard of are left out.
+/// Addresses of other peers that a session passes on in one frame. More: the next frame follows.
 pub const PEERS_PER_FRAME: usize = 16;
 
 /// Addresses of other peers that one session may bring. More: the session is closed, a new one starts over.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Weak;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -9,7 +10,7 @@ use tokio::time::{Instant, timeout};
 use super::Node;
 use crate::address::TransportKind;
 use crate::discovery::topics::TopicDiscovery;
-use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, RENDEZVOUS_PUBLISH_INTERVAL, TICKET_MAX_RELAYS};
+use crate::limits::{PEER_ADDRESS_MAX_ADDRESSES, RECORD_CLOCK_SKEW, RENDEZVOUS_PUBLISH_INTERVAL, TICKET_MAX_RELAYS};
 use crate::rendezvous::address::RelayAddress;
 use crate::rendezvous::signal::CandidateKind;
 use crate::transports::quic::QuicTransport;
@@ -19,6 +20,23 @@ use crate::transports::relay_client::RelayState;
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// A pause in our own running that is longer than this means that the machine slept.
 const SLEPT: Duration = Duration::from_secs(15);
+
+/// When this node last signed a record of itself, in µs since the Unix epoch. Of two records the newer counts, so a clock
+/// that is set back must not make new ones older than those before. A restart forgets it: a clock that was wrong before and
+/// right after it makes this node's records old for as long as it was ahead.
+#[derive(Debug, Default)]
+pub(super) struct LastSigned(AtomicU64);
+
+impl LastSigned {
+    /// The time to sign with next.
+    pub fn next_us(&self, now_us: u64) -> u64 {
+        let latest_us = now_us.saturating_add(u64::try_from(RECORD_CLOCK_SKEW.as_micros()).unwrap_or(u64::MAX));
+        // Nobody keeps what is further ahead.
+        let next = |last_us: u64| if last_us < latest_us { now_us.max(last_us + 1) } else { now_us };
+        let last = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last_us| Some(next(last_us)));
+        last.map_or(now_us, next)
+    }
+}
 
 /// Addresses to dial, and relays to ask at, with the keys that those showed.
 pub(super) fn reachable(quic: &QuicTransport) -> (Vec<(TransportKind, SocketAddr)>, Vec<String>) {
@@ -81,5 +99,23 @@ pub(super) async fn follow(node: Weak<Node>, rendezvous: bool) {
         if let Ok(Err(_)) = timeout(LOOK_INTERVAL, candidates.changed()).await {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_signed_later_and_later_also_when_the_clock_is_set_back() {
+        const HOUR_US: u64 = 3_600_000_000;
+        let (signed, noon_us) = (LastSigned::default(), 1_800_000_000_000_000);
+        assert_eq!(signed.next_us(noon_us + 8 * HOUR_US), noon_us + 8 * HOUR_US);
+        assert_eq!(signed.next_us(noon_us), noon_us + 8 * HOUR_US + 1);
+        assert_eq!(signed.next_us(noon_us), noon_us + 8 * HOUR_US + 2);
+        assert_eq!(signed.next_us(noon_us + 9 * HOUR_US), noon_us + 9 * HOUR_US);
+        // What was signed a year ahead nobody kept.
+        assert_eq!(signed.next_us(noon_us + 9000 * HOUR_US), noon_us + 9000 * HOUR_US);
+        assert_eq!(signed.next_us(noon_us), noon_us);
     }
 }

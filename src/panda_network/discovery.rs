@@ -76,7 +76,7 @@ impl Node {
             let event = match step {
                 Step::Connect(address) => {
                     let peer = address.peer_id();
-                    if self.connections.add_peer(address) {
+                    if self.connections.add_peer(address, self.clock.now_us()) {
                         continue;
                     }
                     policy.on_not_kept(&peer);
@@ -106,26 +106,36 @@ pub(super) fn look_in_lan(node: &Arc<Node>, tasks: &mut JoinSet<()>, network: &d
     }
 }
 
-/// Takes what finders found and what other peers told, until the node ends.
+/// What there is to tell the policy.
+enum News {
+    Timeout,
+    Found(Found),
+    Moved(PeerId),
+}
+
+/// Takes what finders found, and what relays and other peers told, until the node ends.
 pub(super) async fn take_finds(
     node: Weak<Node>,
     mut finds: mpsc::Receiver<Found>,
     mut learned: mpsc::Receiver<Learned>,
+    mut moves: mpsc::Receiver<PeerId>,
 ) {
     let mut look = interval(LOOK_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let found = tokio::select! {
+        let news = tokio::select! {
             biased;
-            _ = look.tick() => None,
-            Some(found) = finds.recv() => Some(found),
+            _ = look.tick() => News::Timeout,
+            Some(peer) = moves.recv() => News::Moved(peer),
+            Some(found) = finds.recv() => News::Found(found),
             // Last, since a peer may tell of as many others as it likes.
-            Some((document, peer)) = learned.recv() => Some(Found { peer, document, source: Source::Peer }),
+            Some((document, peer)) = learned.recv() => News::Found(Found { peer, document, source: Source::Peer }),
         };
         let Some(node) = node.upgrade() else { return };
-        match found {
-            Some(found) => node.on_found(found),
-            None => node.with_policy(|policy, connected| policy.on_timeout(Instant::now(), connected)),
+        match news {
+            News::Found(found) => node.on_found(found),
+            News::Moved(peer) => node.with_policy(|policy, _| policy.on_moved(&peer)),
+            News::Timeout => node.with_policy(|policy, connected| policy.on_timeout(Instant::now(), connected)),
         }
     }
 }
@@ -169,6 +179,8 @@ impl ConnectionHandler for Handler {
 pub(super) struct Admission {
     pub documents: Documents,
     pub options: DiscoveryOptions,
+    /// Peers that relays said were at others.
+    pub moved: mpsc::Sender<PeerId>,
 }
 
 impl Doorkeeper for Admission {
@@ -183,6 +195,11 @@ impl Doorkeeper for Admission {
     /// Who asks strangers is asked by them, also behind a NAT.
     fn lets_connect(&self, peer: &PeerId) -> bool {
         self.options.topics && self.options.admits(peer).is_ok()
+    }
+
+    fn moved(&self, peer: &PeerId) {
+        // Full: the peer is dialled all the same, and only not told of.
+        let _ = self.moved.try_send(*peer);
     }
 }
 

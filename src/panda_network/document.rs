@@ -29,14 +29,14 @@ impl Document {
     }
 
     /// An invitation to this document: this node's addresses and relays of now, and up to 7 signed records of other peers that
-    /// share it, fewer when they would make its text longer than 8,192 characters. Whoever has it can read and write
-    /// the document.
+    /// share it and that this node met, or knows from a ticket itself; fewer when they would make its text longer than
+    /// 8,192 characters. Whoever has it can read and write the document.
     ///
     /// # Errors
     /// [`PandaError::Store`] when the known peers cannot be read, [`PandaError::Address`] when this node's record cannot be made.
     pub async fn ticket(&self) -> Result<DocumentTicket, PandaError> {
         let record = self.open.record();
-        let others = self.open.known_peers().await?;
+        let others = self.open.met_peers(TICKET_MAX_PEERS).await?;
         let own = self.node.address()?;
         let others = others.into_iter().filter(|address| address.peer_id() != own.peer_id()).take(TICKET_MAX_PEERS - 1);
         Ok(DocumentTicket::new(record.document, record.key.clone())

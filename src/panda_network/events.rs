@@ -1,6 +1,7 @@
 //! What happens to a node's peers, for whoever wants to watch: found, connected, gone.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use tokio::sync::broadcast;
@@ -20,7 +21,7 @@ use crate::transport::{PathKind, TransportKind};
 #[non_exhaustive]
 pub enum NetworkEvent {
     /// A peer was found that shares a document, and will be dialled unless it is connected. Told once per peer, document and
-    /// source while the document is open. It names itself: whether it is there, and who it is, shows when it is connected.
+    /// source while the document is open, and again when it was given up for others meanwhile. It names itself: whether it is there, and who it is, shows when it is connected.
     PeerFound {
         /// Who it is.
         peer: PeerId,
@@ -30,7 +31,8 @@ pub enum NetworkEvent {
         source: Source,
     },
     /// A peer was found, or dialled this node, and is not connected to by choice
-    /// ([`DiscoveryOptions`](crate::discovery::DiscoveryOptions)).
+    /// ([`DiscoveryOptions`](crate::discovery::DiscoveryOptions)). Told once per peer and reason, however often it dials; again
+    /// when 1,024 others were told of since.
     PeerRefused {
         /// Who it is.
         peer: PeerId,
@@ -83,27 +85,47 @@ impl NetworkEvents {
 
 /// Where the node's parts tell events. Ends with [`close`](Self::close), whoever still holds it.
 #[derive(Debug)]
-pub(super) struct Events(Mutex<Option<broadcast::Sender<NetworkEvent>>>);
+pub(super) struct Events(Mutex<Telling>);
+
+#[derive(Debug)]
+struct Telling {
+    sender: Option<broadcast::Sender<NetworkEvent>>,
+    /// Refusals that were told of.
+    refused: BTreeSet<(PeerId, Refusal)>,
+}
 
 impl Events {
     pub fn new() -> Self {
-        Self(Mutex::new(Some(broadcast::Sender::new(EVENTS_QUEUE))))
+        let sender = Some(broadcast::Sender::new(EVENTS_QUEUE));
+        Self(Mutex::new(Telling { sender, refused: BTreeSet::new() }))
     }
 
     /// Without a listener nothing is kept.
     pub fn tell(&self, event: NetworkEvent) {
-        if let Some(sender) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = sender.send(event);
+        let Telling { sender, refused } = &mut *self.lock();
+        let Some(sender) = sender.as_ref().filter(|sender| sender.receiver_count() > 0) else { return };
+        if let NetworkEvent::PeerRefused { peer, reason } = event {
+            // Whoever is refused dials again and again, and would push out what else happens.
+            if refused.len() >= EVENTS_QUEUE {
+                refused.clear();
+            }
+            if !refused.insert((peer, reason)) {
+                return;
+            }
         }
+        let _ = sender.send(event);
     }
 
     pub fn subscribe(&self) -> NetworkEvents {
-        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        NetworkEvents(sender.as_ref().map(broadcast::Sender::subscribe))
+        NetworkEvents(self.lock().sender.as_ref().map(broadcast::Sender::subscribe))
     }
 
     pub fn close(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.lock().sender = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Telling> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -111,6 +133,22 @@ impl Events {
 mod tests {
     use super::*;
     use crate::identity::Identity;
+
+    #[tokio::test]
+    async fn a_peer_that_is_refused_again_and_again_is_told_of_once_and_pushes_nothing_out() {
+        let events = Events::new();
+        let mut listener = events.subscribe();
+        let peer = Identity::from_seed(&[1; 32]).peer_id();
+        let refused = |reason| NetworkEvent::PeerRefused { peer, reason };
+        for _ in 0..2 * EVENTS_QUEUE {
+            events.tell(refused(Refusal::Limit));
+            events.tell(refused(Refusal::NotAllowed));
+        }
+        events.close();
+        assert_eq!(listener.next().await, Some(Ok(refused(Refusal::Limit))));
+        assert_eq!(listener.next().await, Some(Ok(refused(Refusal::NotAllowed))));
+        assert_eq!(listener.next().await, None);
+    }
 
     #[tokio::test]
     async fn a_slow_listener_is_told_how_many_events_it_missed_and_reads_on() {

@@ -52,6 +52,7 @@ use crate::transports::quic::{QuicTransport, SocketStats};
 use crate::transports::relay_client::RelayState;
 use crate::watch;
 
+use addresses::LastSigned;
 use discovery::Discovery;
 use relays::HomeRelays;
 
@@ -86,6 +87,8 @@ struct Node {
     tasks: Mutex<JoinSet<()>>,
     /// Set once, by the end of the node.
     ended: AtomicBool,
+    /// When this node last signed where it is.
+    signed: LastSigned,
 }
 
 impl Drop for Node {
@@ -105,7 +108,8 @@ impl Node {
             Some(_) => Capabilities::NODE.with(Capabilities::DISCOVERY),
             None => Capabilities::NODE,
         };
-        PeerAddress::sign_capable(&self.identity, addresses, relays, capabilities, self.clock.now_us())
+        let now_us = self.signed.next_us(self.clock.now_us());
+        PeerAddress::sign_capable(&self.identity, addresses, relays, capabilities, now_us)
     }
 
     fn stop_tasks(&self) {
@@ -153,7 +157,7 @@ impl PandaNetwork {
         let document = self.open_record(record).await?;
         self.node.relays.on_ticket(&self.node.quic, document.id(), ticket.relays());
         for peer in ticket.peers() {
-            document.open.remember_peer(peer.clone(), Heard::FromOthers).await?;
+            document.open.remember_peer(peer.clone(), Heard::FromTicket).await?;
             self.node.on_found(Found { peer: peer.clone(), document: document.id(), source: Source::Ticket });
         }
         Ok(document)
@@ -219,6 +223,8 @@ impl PandaNetwork {
     /// changes by itself within seconds; an editor that knows earlier says so here.
     pub fn on_network_change(&self) {
         self.node.quic.on_network_change();
+        // In the local network there may be others than before.
+        self.node.discovery.on_change();
         self.node.topics.get().into_iter().for_each(TopicDiscovery::on_network_change);
         self.node.connections.retry_now();
         #[cfg(feature = "bridge")]
@@ -322,10 +328,13 @@ impl PandaNetwork {
     async fn open_record(&self, record: DocumentRecord) -> Result<Document, PandaError> {
         let document = record.document;
         let open = self.node.documents.open(record).await?;
-        let peers = open.known_peers().await?;
-        self.node.relays.on_known_peers(&self.node.quic, document, &peers);
-        for peer in peers {
+        let (met, rumoured) = open.stored_peers().await?;
+        self.node.relays.on_known_peers(&self.node.quic, document, &met);
+        for peer in met {
             self.node.on_found(Found { peer, document, source: Source::Store });
+        }
+        for peer in rumoured {
+            self.node.on_found(Found { peer, document, source: Source::Peer });
         }
         self.node.discovery.on_change();
         #[cfg(feature = "bridge")]

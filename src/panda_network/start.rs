@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::addresses::LastSigned;
 #[cfg(feature = "bridge")]
 use super::bridge;
 use super::discovery::{self, Admission, Discovery, Handler};
@@ -21,6 +23,7 @@ use crate::connections::Connections;
 use crate::discovery::Finds;
 use crate::documents::Documents;
 use crate::identity::Identity;
+use crate::limits::DISCOVERY_QUEUE;
 use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{Store, StoreError};
 use crate::sync::hello::PROTOCOL_VERSIONS;
@@ -92,7 +95,8 @@ impl PandaNetwork {
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let (documents, learned) = Documents::new(identity.clone(), Arc::clone(&store), clock.clone(), inline);
         let (finding, events) = (options.discovery.clone(), Arc::new(Events::new()));
-        quic.set_doorkeeper(Arc::new(Admission { documents: documents.clone(), options: finding.clone() }));
+        let (moved, moves) = mpsc::channel(DISCOVERY_QUEUE);
+        quic.set_doorkeeper(Arc::new(Admission { documents: documents.clone(), options: finding.clone(), moved }));
         let (documents_of, events_of) = (documents.clone(), Arc::clone(&events));
         let handler = Arc::new(Handler { documents: documents_of, options: finding.clone(), events: events_of });
         #[cfg(feature = "bridge")]
@@ -125,6 +129,7 @@ impl PandaNetwork {
             random,
             tasks,
             ended,
+            signed: LastSigned::default(),
         });
         let (finds, found) = Finds::new();
         if finding.topics {
@@ -133,7 +138,7 @@ impl PandaNetwork {
         }
         node.documents.set_address(node.address()?);
         let mut tasks = node.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.spawn(discovery::take_finds(Arc::downgrade(&node), found, learned));
+        tasks.spawn(discovery::take_finds(Arc::downgrade(&node), found, learned, moves));
         if let Some(network) = lan {
             discovery::look_in_lan(&node, &mut tasks, &*network, finds);
         }

@@ -21,7 +21,8 @@ pub fn proof(key: &DocumentKey, (from, to): (&PeerId, &PeerId), session: u64) ->
     proof
 }
 
-/// Answers those who know a document that is open here, and nobody else: a stranger could aim our packets otherwise.
+/// Answers those who know a document that is open here, and nobody else: a stranger could aim our packets otherwise. Hears
+/// besides who was found by a relay.
 pub trait Doorkeeper: Send + Sync + std::fmt::Debug {
     /// Proofs for an offer of `session` from this node to `peer`, at most 8.
     fn proofs(&self, peer: &PeerId, session: u64) -> Vec<Proof>;
@@ -31,4 +32,7 @@ pub trait Doorkeeper: Send + Sync + std::fmt::Debug {
     fn lets_connect(&self, _peer: &PeerId) -> bool {
         false
     }
+
+    /// A relay said that `peer`, which this node dials, is at another one. Must return at once.
+    fn moved(&self, _peer: &PeerId) {}
 }

@@ -22,10 +22,16 @@ use crate::store::{DocumentRecord, Heard, KnownPeer, Noted, StoreError};
 /// What a [`KnownPeer`] is read from.
 const COLUMNS: &str = "record, bootstrap, address_book.heard_us, met_us, tried_us, failures";
 
+/// Who a peer of a document can be taken for: it was met and is not stale, or a ticket named it.
+const PROVEN: &str = "(sharing.named = 1 OR (met_us > 0 AND failures < ?2))";
+
 /// Where a record went.
 struct Put {
     peer: i64,
+    /// The peer was not known.
     new: bool,
+    /// Its record is newer than the one that was here, if there was one.
+    newer: bool,
 }
 
 impl Engine {
@@ -36,10 +42,11 @@ impl Engine {
         let now_us = to_column(self.clock.now_us());
         self.connection
             .prepare_cached(
-                "INSERT INTO sharing (log, peer, heard_us) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET heard_us = max(heard_us, excluded.heard_us)",
+                "INSERT INTO sharing (log, peer, heard_us, named) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET
+                     heard_us = max(heard_us, excluded.heard_us), named = max(named, excluded.named)",
             )?
-            .execute(params![log, put.peer, now_us])?;
+            .execute(params![log, put.peer, now_us, heard == Heard::FromTicket])?;
         if heard == Heard::FromItself {
             self.connection
                 .prepare_cached("UPDATE address_book SET met_us = max(met_us, ?2), failures = 0 WHERE peer = ?1")?
@@ -63,7 +70,7 @@ impl Engine {
             match put {
                 Some(put) => {
                     last = put.new.then_some(put.peer).or(last);
-                    noted.new.extend(put.new.then_some(record.peer_id()));
+                    noted.new.extend(put.newer.then_some(record.peer_id()));
                 }
                 None => noted.refused += 1,
             }
@@ -90,7 +97,7 @@ impl Engine {
         if address.timestamp_us() > now_us.saturating_add(micros(RECORD_CLOCK_SKEW)) {
             return Ok(None);
         }
-        let known = peer_row(&self.connection, &key)?;
+        let known = record_row(&self.connection, &key)?;
         self.connection
             .prepare_cached(
                 "INSERT INTO address_book (public_key, record, timestamp_us, findable, bootstrap, heard_us)
@@ -112,13 +119,13 @@ impl Engine {
                 to_column(now_us),
             ])?;
         Ok(Some(match known {
-            Some(peer) => Put { peer, new: false },
-            None => Put { peer: self.connection.last_insert_rowid(), new: true },
+            Some((peer, timestamp_us)) => Put { peer, new: false, newer: timestamp_us < address.timestamp_us() },
+            None => Put { peer: self.connection.last_insert_rowid(), new: true, newer: true },
         }))
     }
 
-    /// Keeps the book within its limits: strangers first, of these and of the others who was never met, and of these who was
-    /// not heard of for longest. Not the one just heard of, and nobody whom the user named.
+    /// Keeps the book within its limits: strangers first, of these and of the others who was never met nor named in a ticket,
+    /// and of these who was not heard of for longest. Not the one just heard of, and nobody whom the user named.
     fn forget_peers(&mut self, heard: i64) -> Outcome<()> {
         let expired = to_column(self.clock.now_us().saturating_sub(micros(STRANGER_RECORD_AGE)));
         self.connection
@@ -142,7 +149,9 @@ impl Engine {
                     "DELETE FROM address_book WHERE peer IN (
                          SELECT peer FROM address_book WHERE bootstrap = 0 AND peer <> ?1
                          ORDER BY EXISTS (SELECT 1 FROM sharing WHERE sharing.peer = address_book.peer),
-                                  met_us > 0, max(met_us, heard_us), peer LIMIT ?2)",
+                                  met_us > 0 OR EXISTS (
+                                      SELECT 1 FROM sharing WHERE sharing.peer = address_book.peer AND named = 1),
+                                  max(met_us, heard_us), peer LIMIT ?2)",
                 )?
                 .execute([heard, surplus])?;
             self.forget_sharing()?;
@@ -197,11 +206,20 @@ impl Engine {
     }
 }
 
-/// The peers of a document, most recently heard of first.
-pub(super) fn peers(connection: &Connection, log: LogId) -> Outcome<Vec<PeerAddress>> {
-    let log = log_row(connection, log)?;
-    let of = "JOIN sharing USING (peer) WHERE log = ?1 ORDER BY sharing.heard_us DESC, peer";
-    Ok(select(connection, of, [log])?.into_iter().map(|known| known.address).collect())
+/// The peers of a document that were met or named; who was met last comes first.
+pub(super) fn peers(connection: &Connection, log: LogId, limit: usize) -> Outcome<Vec<PeerAddress>> {
+    sharing(connection, log, &format!("{PROVEN} ORDER BY met_us DESC, peer LIMIT ?3"), limit)
+}
+
+/// Its other peers; who was known first comes first.
+pub(super) fn rumoured_peers(connection: &Connection, log: LogId, limit: usize) -> Outcome<Vec<PeerAddress>> {
+    sharing(connection, log, &format!("NOT {PROVEN} ORDER BY peer LIMIT ?3"), limit)
+}
+
+fn sharing(connection: &Connection, log: LogId, which: &str, limit: usize) -> Outcome<Vec<PeerAddress>> {
+    let parameters = [log_row(connection, log)?, BOOK_STALE_FAILURES.into(), to_column(limit as u64)];
+    let known = select(connection, &format!("JOIN sharing USING (peer) WHERE log = ?1 AND {which}"), parameters)?;
+    Ok(known.into_iter().map(|known| known.address).collect())
 }
 
 /// One peer.
@@ -209,10 +227,11 @@ pub(super) fn known_peer(connection: &Connection, peer: &PeerId) -> Outcome<Opti
     Ok(select(connection, "WHERE public_key = ?1", [peer.as_bytes()])?.pop())
 }
 
-/// Whom to ask: those that the user named, and those that want to be asked; who was met or heard of last comes first.
+/// Whom to ask: those that the user named, and those that want to be asked; who was met last comes first, then who was heard
+/// of last.
 pub(super) fn known_peers(connection: &Connection, limit: usize) -> Outcome<Vec<KnownPeer>> {
     let of = "WHERE (findable OR bootstrap) AND (failures < ?1 OR bootstrap)
-              ORDER BY bootstrap DESC, max(met_us, heard_us) DESC, peer LIMIT ?2";
+              ORDER BY bootstrap DESC, met_us DESC, heard_us DESC, peer LIMIT ?2";
     select(connection, of, [i64::from(BOOK_STALE_FAILURES), to_column(limit as u64)])
 }
 
@@ -285,6 +304,13 @@ fn known(row: &Row<'_>, address: PeerAddress) -> rusqlite::Result<KnownPeer> {
 fn peer_row(connection: &Connection, peer: &PeerId) -> rusqlite::Result<Option<i64>> {
     let find = "SELECT peer FROM address_book WHERE public_key = ?1";
     connection.prepare_cached(find)?.query_row([peer.as_bytes()], |row| row.get(0)).optional()
+}
+
+/// A peer, and when it signed its record.
+fn record_row(connection: &Connection, peer: &PeerId) -> rusqlite::Result<Option<(i64, u64)>> {
+    let find = "SELECT peer, timestamp_us FROM address_book WHERE public_key = ?1";
+    let row = |row: &Row<'_>| Ok((row.get(0)?, number(row, 1)?));
+    connection.prepare_cached(find)?.query_row([peer.as_bytes()], row).optional()
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -28,6 +28,7 @@ const STATEMENTS: usize = 64;
 const STEPS: &[M<'static>] = &[
     M::up(include_str!("../../migrations/0001-foundation.sql")),
     M::up(include_str!("../../migrations/0002-address-book.sql")),
+    M::up(include_str!("../../migrations/0003-named-peers.sql")),
 ];
 static MIGRATIONS: Migrations<'static> = Migrations::from_slice(STEPS);
 

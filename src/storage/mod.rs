@@ -221,8 +221,12 @@ impl Store for SqliteStore {
         Box::pin(self.write(0, move |engine| engine.remember_peer(log, &address, heard)))
     }
 
-    fn peers(&self, log: LogId) -> StoreFuture<'_, Vec<PeerAddress>> {
-        Box::pin(self.read(move |connection, _| book::peers(connection, log)))
+    fn peers(&self, log: LogId, limit: usize) -> StoreFuture<'_, Vec<PeerAddress>> {
+        Box::pin(self.read(move |connection, _| book::peers(connection, log, limit)))
+    }
+
+    fn rumoured_peers(&self, log: LogId, limit: usize) -> StoreFuture<'_, Vec<PeerAddress>> {
+        Box::pin(self.read(move |connection, _| book::rumoured_peers(connection, log, limit)))
     }
 
     fn note_peers(&self, records: Vec<PeerAddress>, bootstrap: bool) -> StoreFuture<'_, Noted> {

@@ -56,9 +56,10 @@ impl AddressBookStore<PeerId, KnownPeer> for SqliteStore {
     type Error = P2pandaStoreError;
 
     async fn insert_node_info(&self, info: KnownPeer) -> Result<bool, Self::Error> {
+        let known = Store::known_peer(self, info.address.peer_id()).await?.is_some();
         let noted = self.note_peers(vec![info.address], info.bootstrap).await?;
         match noted.refused {
-            0 => Ok(!noted.new.is_empty()),
+            0 => Ok(!known),
             _ => Err(P2pandaStoreError::Mismatch("the record was signed too far in the future, or too long ago")),
         }
     }

@@ -8,11 +8,14 @@
 //! seconds, and when there is too much of it, it is stopped, and starts anew after a minute: whoever floods a network can
 //! keep us from finding peers there, and no more.
 
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use mdns_sd::{DaemonEvent, Receiver, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo, TxtProperty};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -168,6 +171,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(port: u16) -> mdns_sd::Result<Self> {
+        check(port).map_err(|error| mdns_sd::Error::Msg(format!("UDP port {port}: {error}")))?;
         let daemon = ServiceDaemon::new_with_port(port)?;
         let (heard, events) = (daemon.browse(SERVICE)?, daemon.monitor()?);
         Ok(Self { daemon, heard, events, posted: None })
@@ -199,6 +203,22 @@ impl Drop for Daemon {
         // Takes back what is posted, and ends the thread.
         let _ = self.daemon.shutdown();
     }
+}
+
+/// Whether a socket for multicast DNS can be had, of one family at least: the library says nothing when it gets none.
+fn check(port: u16) -> io::Result<()> {
+    let bind = |domain, address: SocketAddr| {
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_address(true)?;
+        #[cfg(unix)]
+        socket.set_reuse_port(true)?;
+        if domain == Domain::IPV6 {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())
+    };
+    let four = bind(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into());
+    four.or_else(|error| bind(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()).map_err(|_| error))
 }
 
 /// The instance of our service that stands for a notice.
@@ -259,6 +279,16 @@ mod tests {
         }
         other.post(Some(b"an answer".to_vec()));
         hear(&mut one, b"an answer").await;
+    }
+
+    #[tokio::test]
+    async fn a_port_that_another_program_keeps_for_itself_is_an_error_and_not_silence() {
+        // Of both families, where there are two.
+        let taken = UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("0.0.0.0:0")).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let (posts, (sender, _heard)) = (watch::Sender::new(None), mpsc::channel(LAN_HEARD_QUEUE));
+        let stopped = timeout(PATIENCE, serve(port, 100, &mut posts.subscribe(), &sender)).await;
+        assert!(matches!(stopped, Ok(Stopped::Failed(_))), "{stopped:?}");
     }
 
     #[tokio::test]

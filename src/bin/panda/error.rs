@@ -103,6 +103,11 @@ pub enum CliError {
     /// `--relay-only` without a relay. The caller erred.
     #[error("--relay-only needs a relay: give one with --relay HOST[:PORT][#KEY], or take --relay-only=false")]
     RelayOnly,
+    /// `--ticket-without-addresses` of a node that hides in its network. The caller erred.
+    #[error(
+        "with --relay-only nobody in the network finds this node: leave --ticket-without-addresses out, or take --relay-only=false"
+    )]
+    LeadsNowhere,
     /// The doctor expects that nobody can be reached, and says why.
     #[error(transparent)]
     Trouble(#[from] panda_network::doctor::Trouble),

@@ -129,8 +129,9 @@ mod tests {
         assert_eq!(args.node.durability, options::DurabilityArg::Process);
         assert_eq!(args.node.listen, Some("127.0.0.1:7000".parse().unwrap()));
         assert!(!args.node.no_lan && !args.ticket_without_addresses);
-        assert!(matches!(parse("panda share n.md --ticket-without-addresses --no-lan"),
-            Ok(Command::Share(args)) if args.ticket_without_addresses && args.node.no_lan));
+        assert!(matches!(parse("panda share n.md --ticket-without-addresses"),
+            Ok(Command::Share(args)) if args.ticket_without_addresses));
+        assert!(matches!(parse("panda share n.md --no-lan"), Ok(Command::Share(args)) if args.node.no_lan));
         assert!(
             matches!(parse("panda join panda:abc notes.md -v"), Ok(Command::Join(args)) if args.ticket.as_deref() == Some("panda:abc"))
         );
@@ -191,6 +192,7 @@ mod tests {
             "panda join",
             "panda join panda:abc",
             "panda share x --durability never",
+            "panda share x --ticket-without-addresses --no-lan",
             "panda fly",
             "panda demo --nat cone,public",
         ] {

@@ -34,8 +34,8 @@ Who has the ticket can read and write the document: send it like a password.")]
 pub struct ShareArgs {
     /// The text file to share (UTF-8, at most 16 MiB)
     pub file: PathBuf,
-    /// Print a ticket that names no address and no relay: for others in the same network, and for who knows a relay
-    #[arg(long)]
+    /// Print a ticket that names no address and no relay: for others in the same network only
+    #[arg(long, conflicts_with = "no_lan")]
     pub ticket_without_addresses: bool,
     #[command(flatten)]
     pub node: NodeArgs,
@@ -61,6 +61,9 @@ pub async fn run(args: ShareArgs) -> Result<(), CliError> {
     let reach = args.node.reach.or(last.as_ref().map(StateFile::reach));
     if reach.relay_only && reach.relays.is_empty() {
         return Err(CliError::RelayOnly);
+    }
+    if args.ticket_without_addresses && reach.relay_only {
+        return Err(CliError::LeadsNowhere);
     }
     let network = args.node.start(&data_dir, last.as_ref().and_then(StateFile::port), &reach).await?;
     let events = network.events();

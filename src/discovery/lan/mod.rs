@@ -51,7 +51,7 @@ pub async fn run(
 ) {
     let Some(mut changes) = view.changes() else { return };
     let (mut announcer, mut watcher) = (Announcer::new(), Watcher::new(node, Instant::now()));
-    let mut documents = Vec::new();
+    let (mut documents, mut seen, mut warned) = (Vec::new(), 0, false);
     changes.mark_changed();
     loop {
         let timeout = [announcer.poll_timeout(), watcher.poll_timeout()].into_iter().flatten().min();
@@ -60,6 +60,11 @@ pub async fn run(
             changed = changes.changed() => {
                 if changed.is_err() {
                     return;
+                }
+                let count = *changes.borrow_and_update();
+                if count > std::mem::replace(&mut seen, count) + 1 {
+                    // Several changes: a document may have been closed and opened again, and its peers be forgotten.
+                    watcher.on_documents(Vec::new());
                 }
                 documents = view.documents();
                 announcer.on_change(&ids(&documents), Instant::now());
@@ -84,6 +89,9 @@ pub async fn run(
             if !finds.report(found).await {
                 return;
             }
+        }
+        if watcher.counters().stale > 0 && !std::mem::replace(&mut warned, true) {
+            tracing::warn!("a peer in the local network is not taken: its clock and ours are more than a day apart");
         }
         stats.set(watcher.counters());
     }

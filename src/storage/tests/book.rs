@@ -64,8 +64,9 @@ async fn ten_thousand_identities_push_nobody_out_who_is_real() {
     for real in [bootstrap, met, sharing, heard_of] {
         assert!(knows(&store, real).await, "{real}");
     }
-    let peers = store.peers(document(1).log()).await.unwrap();
-    assert_eq!(peers.iter().map(PeerAddress::peer_id).collect::<HashSet<_>>().len(), 2);
+    let log = document(1).log();
+    let peers = (store.peers(log, 9).await.unwrap(), store.rumoured_peers(log, 9).await.unwrap());
+    assert_eq!(peers, (vec![record(sharing, NOW_US)], vec![record(heard_of, NOW_US)]));
     let rows = store.read(|connection, _| {
         Ok(connection.query_row("SELECT count(*) FROM authors", [], |row| row.get::<_, i64>(0))?)
     });
@@ -73,7 +74,7 @@ async fn ten_thousand_identities_push_nobody_out_who_is_real() {
 }
 
 #[tokio::test]
-async fn made_up_peers_of_a_document_push_out_each_other_and_not_who_was_met() {
+async fn made_up_peers_of_a_document_push_out_each_other_and_not_who_was_met_or_named() {
     let (store, clock) = book().await;
     let log = document(1).log();
     let fill = store.write(0, move |engine| {
@@ -83,22 +84,22 @@ async fn made_up_peers_of_a_document_push_out_each_other_and_not_who_was_met() {
                  VALUES (?1, randomblob(32), x'00', 1, ?1)",
                 [1_000 + row],
             )?;
-            engine.connection.execute("INSERT INTO sharing VALUES (1, ?1, ?1)", [1_000 + row])?;
+            engine.connection.execute("INSERT INTO sharing VALUES (1, ?1, ?1, 0)", [1_000 + row])?;
         }
-        // The one that was heard of first is real.
+        // Those that were heard of first are real.
         engine.connection.execute("UPDATE address_book SET met_us = 1 WHERE peer = 1000", [])?;
+        engine.connection.execute("UPDATE sharing SET named = 1 WHERE peer = 1001", [])?;
         Ok(())
     });
     fill.await.unwrap();
     clock.fetch_add(1, Ordering::Relaxed);
     assert!(store.remember_peer(log, record(2, NOW_US), Heard::FromOthers).await.unwrap());
-    let rows = "SELECT count(*), count(*) FILTER (WHERE peer = 1000), count(*) FILTER (WHERE peer = 1001),
+    let rows = "SELECT count(*), count(*) FILTER (WHERE peer < 1002), count(*) FILTER (WHERE peer = 1002),
                 (SELECT count(*) FROM sharing) FROM address_book";
     let left = store.read(move |connection, _| {
         Ok(connection.query_row(rows, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, i64>(3)?]))?)
     });
-    assert_eq!(left.await.unwrap(), [MAX_KNOWN_PEERS as i64, 1, 0, MAX_KNOWN_PEERS as i64]);
-    assert_eq!(store.peers(log).await.unwrap(), [record(2, NOW_US)]);
+    assert_eq!(left.await.unwrap(), [MAX_KNOWN_PEERS as i64, 2, 0, MAX_KNOWN_PEERS as i64]);
 }
 
 #[tokio::test]
@@ -111,9 +112,11 @@ async fn a_record_from_the_future_is_refused_and_the_newest_of_the_others_wins()
     assert!(!store.remember_peer(log, record(3, u64::MAX), Heard::FromOthers).await.unwrap());
     let noted = store.note_peers(vec![record(2, u64::MAX), record(4, latest_us + 1)], false).await.unwrap();
     assert_eq!((noted.new.len(), noted.refused), (0, 2));
-    assert_eq!(store.peers(log).await.unwrap(), [record(2, NOW_US)]);
-    store.note_peers(vec![record(2, NOW_US - 1), record(2, NOW_US + 1), record(2, NOW_US)], false).await.unwrap();
-    assert_eq!(store.peers(log).await.unwrap(), [record(2, NOW_US + 1)]);
+    assert_eq!(store.peers(log, 9).await.unwrap(), [record(2, NOW_US)]);
+    let records = vec![record(2, NOW_US - 1), record(2, NOW_US + 1), record(2, NOW_US)];
+    let noted = store.note_peers(records, false).await.unwrap();
+    assert_eq!(noted.new, [identity(2).peer_id()], "that it signed again is news, once");
+    assert_eq!(store.peers(log, 9).await.unwrap(), [record(2, NOW_US + 1)]);
     assert!(store.remember_peer(log, record(2, latest_us), Heard::FromItself).await.unwrap());
 }
 
@@ -135,6 +138,36 @@ async fn strangers_expire_and_peers_of_a_document_do_not() {
 }
 
 #[tokio::test]
+async fn who_was_met_last_and_whom_a_ticket_named_come_before_a_crowd_that_is_talked_about() {
+    let (store, clock) = book().await;
+    let log = document(1).log();
+    let (named, first, second, stale) = (1, 2, 3, 4);
+    for (number, heard) in [
+        (named, Heard::FromTicket),
+        (first, Heard::FromItself),
+        (stale, Heard::FromItself),
+        (second, Heard::FromItself),
+    ] {
+        clock.fetch_add(1, Ordering::Relaxed);
+        store.remember_peer(log, record(number, NOW_US), heard).await.unwrap();
+    }
+    for number in 100..200 {
+        clock.fetch_add(1, Ordering::Relaxed);
+        store.remember_peer(log, record(number, NOW_US), Heard::FromOthers).await.unwrap();
+    }
+    // That others speak of it as well takes nothing away.
+    store.remember_peer(log, record(named, NOW_US), Heard::FromOthers).await.unwrap();
+    for _ in 0..BOOK_STALE_FAILURES {
+        store.note_visit(identity(stale).peer_id(), false).await.unwrap();
+    }
+    let records = |numbers: &[u32]| numbers.iter().map(|number| record(*number, NOW_US)).collect::<Vec<_>>();
+    assert_eq!(store.peers(log, 9).await.unwrap(), records(&[second, first, named]));
+    assert_eq!(store.peers(log, 2).await.unwrap(), records(&[second, first]));
+    assert_eq!(store.rumoured_peers(log, 3).await.unwrap(), records(&[stale, 100, 101]));
+    assert_eq!(store.rumoured_peers(log, 999).await.unwrap().len(), 101);
+}
+
+#[tokio::test]
 async fn who_does_not_answer_becomes_stale_until_it_is_met_or_signs_again() {
     let (store, _) = book().await;
     let (log, peer) = (document(1).log(), identity(2).peer_id());
@@ -149,7 +182,7 @@ async fn who_does_not_answer_becomes_stale_until_it_is_met_or_signs_again() {
     assert_eq!(sharing().await, 0, "an old record is no news");
     store.note_peers(vec![record(2, NOW_US + 1)], false).await.unwrap();
     assert_eq!(sharing().await, 1);
-    assert_eq!(store.peers(log).await.unwrap().len(), 1, "its document goes on trying");
+    assert_eq!(store.peers(log, 9).await.unwrap(), [record(2, NOW_US + 1)]);
 }
 
 #[tokio::test]
@@ -177,7 +210,7 @@ async fn peers_of_a_database_of_the_version_before_are_kept() {
     }
     drop(connection);
     let store = open(directory.path());
-    assert_eq!(store.peers(log).await.unwrap(), [record(3, 5), record(2, 5)]);
+    assert_eq!(store.rumoured_peers(log, 9).await.unwrap(), [record(2, 5), record(3, 5)]);
 }
 
 #[tokio::test]

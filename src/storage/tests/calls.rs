@@ -67,7 +67,8 @@ async fn a_document_that_was_not_opened_is_unknown_to_every_call() {
     unknown(store.cursor(log, "editor").await.unwrap_err());
     unknown(store.set_cursor(log, "editor", 1).await.unwrap_err());
     unknown(store.remember_peer(log, address(2, 1), Heard::FromOthers).await.unwrap_err());
-    unknown(store.peers(log).await.unwrap_err());
+    unknown(store.peers(log, 9).await.unwrap_err());
+    unknown(store.rumoured_peers(log, 9).await.unwrap_err());
 }
 
 #[tokio::test]
@@ -184,19 +185,19 @@ async fn one_operation_that_is_larger_than_the_outbox_can_be_published_when_it_i
 }
 
 #[tokio::test]
-async fn the_newest_address_of_a_peer_is_kept_and_who_was_heard_of_last_comes_first() {
+async fn the_newest_address_of_a_peer_is_kept_for_all_its_documents() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path());
     state(&store, 1).await;
     state(&store, 2).await;
     let log = document(1).log();
     for address in [address(2, 10), address(3, 10), address(2, 20), address(2, 15)] {
-        store.remember_peer(log, address, Heard::FromOthers).await.unwrap();
+        store.remember_peer(log, address, Heard::FromTicket).await.unwrap();
     }
-    assert_eq!(store.peers(log).await.unwrap(), [address(2, 20), address(3, 10)]);
-    assert_eq!(store.peers(document(2).log()).await.unwrap(), []);
-    store.remember_peer(document(2).log(), address(3, 30), Heard::FromOthers).await.unwrap();
-    assert_eq!(store.peers(log).await.unwrap(), [address(2, 20), address(3, 30)], "one address for all documents");
+    assert_eq!(store.peers(log, 9).await.unwrap(), [address(2, 20), address(3, 10)]);
+    assert_eq!(store.peers(document(2).log(), 9).await.unwrap(), []);
+    store.remember_peer(document(2).log(), address(3, 30), Heard::FromTicket).await.unwrap();
+    assert_eq!(store.peers(log, 9).await.unwrap(), [address(2, 20), address(3, 30)]);
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ async fn seen(store: &SqliteStore) -> impl PartialEq + std::fmt::Debug + use<> {
         state(store, 1).await,
         everything(store, log).await,
         store.cursor(log, "editor").await.unwrap(),
-        store.peers(log).await.unwrap(),
+        (store.peers(log, 9).await.unwrap(), store.rumoured_peers(log, 9).await.unwrap()),
         store.fork_proofs(log).await.unwrap(),
         store.documents().await.unwrap(),
     )

@@ -116,6 +116,7 @@ impl<'a> Meeting<'a> {
                 let known = relays.iter().any(|known| known.server == relay.server);
                 let allowed = !self.stranger || self.traversal.has_relay(&relay);
                 if !known && allowed && relays.len() < RELAYS_PER_DIAL {
+                    self.traversal.doorkeeper.get().into_iter().for_each(|keeper| keeper.moved(&peer));
                     running.push(run_at(&relay));
                     relays.push(relay);
                 }

@@ -367,14 +367,21 @@ mod tests {
     #[test]
     fn credentials_are_void_when_they_are_refused_at_once_and_not_when_an_old_allocation_outlived_its_own() {
         for (lived, usable_later) in [(true, true), (false, false)] {
-            let (mut manager, relay) = (Manager::default(), "relay.example.org:443".parse().unwrap());
+            let mut manager = Manager::default();
+            let relay: RelayAddress = "relay.example.org:443".parse().unwrap();
             manager.on_servers(&relay, info(), vec![server("turn.example.org")]);
             let key = (TurnTransport::Udp, server("turn.example.org").server);
             let (stop, _stopped) = oneshot::channel();
             manager.running.insert(7, Running { key, unwanted_since: None, _stop: stop });
             let (now, why) = (Instant::now(), TurnError::Failed(TurnFailure::CredentialsRefused));
             manager.on_ended(Ended { id: 7, lived, why }, now);
-            let choices = manager.choices(now + FAILED_WAIT.1, &[]);
+            let seen = Seen {
+                servers: BTreeSet::new(),
+                mappings: Vec::new(),
+                interfaces: Vec::new(),
+                relays: BTreeSet::from([relay]),
+            };
+            let choices = manager.choices(now + FAILED_WAIT.1, &seen);
             assert_eq!(choices[0].1.usable, usable_later);
         }
     }
