@@ -4,8 +4,8 @@
 //! they see the socket, and knows the candidates of this node. `meeting` introduces two nodes through a relay so that a dial
 //! gets paths to try; `upkeep` keeps the paths of a live connection; both run their checks with `checker`. `relays` is which
 //! relays there are sessions with, ours and other people's, `leases` and `standbys` who needs the latter, `reached` what the
-//! hub does with them. `flows`, `offers` and
-//! `introductions` are what the hub remembers of relays and of who speaks through them: one takes nothing from another.
+//! hub does with them. `flows`, `offers` and `introductions` are what it remembers of relays and of who speaks through them:
+//! one takes nothing from another.
 //!
 //! Everything a stranger can cause is bounded: sessions, signals per second, checks per session and altogether.
 
