@@ -45,7 +45,8 @@ impl DiscoveryOptions {
     /// asked at whom [`PandaNetwork::add_peer`](crate::PandaNetwork::add_peer) points, and at whom those point in turn. Whoever
     /// asks or is asked learns which open documents are shared, the number of the others, and this node's key, addresses and
     /// relays; these are also named to others who take part. Nobody learns of a document without having its key. Off, or
-    /// where the other one has it off, peers are found in the other ways.
+    /// where the other one has it off, peers are found in the other ways. Whom others point at is looked for at its addresses, and
+    /// at relays that this node uses already; others are not connected to on a stranger's word.
     pub fn with_topics(mut self, topics: bool) -> Self {
         self.topics = topics;
         self

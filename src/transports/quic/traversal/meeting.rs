@@ -131,11 +131,7 @@ impl<'a> Meeting<'a> {
         let traversal = &self.traversal;
         let tell = |what| self.attempt.introduced(&relay.server, what);
         tell(Introduction::NoSession);
-        let lease = match self.stranger {
-            true => traversal.lease_relay(&relay),
-            false => Some(self.borrow(&relay).await),
-        };
-        let Some(lease) = lease else { return };
+        let Some(lease) = self.lease(&relay).await else { return };
         // By the name that it has here.
         let (relay, mut state) = (lease.address().clone(), lease.state());
         if state.wait_for(|state| matches!(state, RelayState::Up(_))).await.is_err() {
@@ -203,11 +199,14 @@ impl<'a> Meeting<'a> {
         }
     }
 
-    /// Leases a relay, as soon as there is room for it.
-    async fn borrow(&self, relay: &RelayAddress) -> RelayLease {
+    /// Leases a relay, as soon as there is room for it; for a stranger one that is there.
+    async fn lease(&self, relay: &RelayAddress) -> Option<RelayLease> {
+        if self.stranger {
+            return self.traversal.lease_relay(relay);
+        }
         loop {
             match self.traversal.borrow_relay(relay) {
-                Some(lease) => return lease,
+                Some(lease) => return Some(lease),
                 None => sleep(OFFER_AGAIN).await,
             }
         }
