@@ -47,7 +47,7 @@ impl InFlight {
     }
 
     /// What is in flight should have arrived by now: the next heights tell.
-    pub(super) fn expect(&mut self) {
+    pub(super) fn set_overdue(&mut self) {
         self.overdue = true;
     }
 

@@ -220,7 +220,7 @@ impl Session {
     /// What is in flight should have arrived by now: closes the session, and the heights of the next one tell.
     pub(super) fn verify(&mut self) {
         if self.is_live() {
-            self.in_flight.expect();
+            self.in_flight.set_overdue();
             self.end();
         }
     }
