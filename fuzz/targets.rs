@@ -156,7 +156,7 @@ pub fn node_stream(data: &[u8]) -> bool {
     let (mut frames, mut taken) = (bridge::Frames::default(), 0);
     for chunk in stream.chunks(usize::from(chunk).max(1)) {
         frames.push(chunk);
-        while let Some(cut) = frames.next() {
+        while let Some(cut) = frames.cut() {
             let bridge::Cut::Frame(frame) = cut else { return false };
             let mut again = Vec::new();
             if greets % 2 == 0 {

@@ -59,6 +59,13 @@ impl P2pandaNode {
         self.key
     }
 
+    /// It listens here as well; of all, the first 20 are dialled.
+    pub(crate) fn add_addresses(&mut self, addresses: &[SocketAddr]) {
+        let new = addresses.iter().filter(|address| !self.addresses.contains(address));
+        let new: Vec<_> = new.take(PEER_ADDRESS_MAX_ADDRESSES - self.addresses.len()).copied().collect();
+        self.addresses.extend(new);
+    }
+
     /// Where it listens.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
@@ -82,6 +89,4 @@ pub trait NodeConnection: Send + Sync + Debug {
     fn open_bi(&self) -> BoxFuture<'_, Result<BiStream, TransportError>>;
     /// Closes at once; the Node is told the reason.
     fn close(&self, reason: CloseReason);
-    /// Resolves when the connection is gone, with why.
-    fn closed(&self) -> BoxFuture<'_, TransportError>;
 }

@@ -38,7 +38,7 @@ impl Link {
             node: Arc::clone(node),
             log: document.record().log(),
             document: Arc::clone(document),
-            session: Mutex::new(Session::new(BRIDGE_UNVERIFIED_OPERATIONS)),
+            session: Mutex::new(Session::new(context.own, BRIDGE_UNVERIFIED_OPERATIONS)),
             state: Arc::clone(state),
             online,
         }

@@ -1,8 +1,8 @@
 //! The bridge to p2panda Nodes: documents that are open here live in applications built on `p2panda::Node` as well.
 //!
 //! [`Bridge::start`] with the Nodes, then hand it every document that is opened. Per Node and document there is one task with
-//! one connection, as the protocol of Nodes wants it (`link`, and `round` for one connection); what is said is decided by a pure
-//! machine (`session`) and spelled by `wire`. `gate` keeps many documents from dialling a Node that is away all at once.
+//! one connection, as the protocol of Nodes wants it (`link`, and `round` with `reader` and `writer` for one connection). What is
+//! said is decided by a pure machine (`session`, with `in_flight`, `authors` and `pace`) and spelled by `wire`. `gate` keeps many documents from dialling a Node that is away all at once.
 //!
 //! Operations travel as they are. What comes from a Node goes into the store through the same checks as what comes from a
 //! peer, and from there to subscriptions and peers; what is stored here, by whomever, goes to the Nodes. Nothing goes back to
@@ -17,13 +17,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::AbortHandle;
 
+mod authors;
 mod error;
 mod gate;
 mod heights;
+mod in_flight;
 mod link;
+mod pace;
+mod reader;
 mod round;
 mod session;
 pub mod wire;
+mod writer;
 
 pub use error::BridgeError;
 use gate::Gate;
@@ -42,6 +47,10 @@ pub trait BridgedDocument: Send + Sync + Debug {
     fn record(&self) -> &DocumentRecord;
     /// Newest operations, and the position up to which they are complete, as one consistent pair.
     fn heads(&self) -> (Heads, Position);
+    /// The newest operation of an author.
+    fn newest_of(&self, author: &PeerId) -> Option<SeqNum>;
+    /// Whether it was closed. It is not opened again.
+    fn is_closed(&self) -> bool;
     /// Authors whose log is frozen.
     fn frozen(&self) -> Vec<PeerId>;
     /// Changes with every operation that is stored.
@@ -150,10 +159,13 @@ impl Bridge {
         }
     }
 
-    /// Takes a document to the Nodes. The same one again changes nothing.
+    /// Takes a document to the Nodes, unless it is closed by now. The same one again changes nothing.
     pub fn open(&self, document: Arc<dyn BridgedDocument>) {
         let id = document.record().document;
         let mut open = self.documents();
+        if document.is_closed() {
+            return;
+        }
         let known = open.get(&id).is_some_and(|bridged| same(&bridged.document, &document));
         if !known {
             let links = self.nodes.iter().map(|node| {
@@ -166,9 +178,12 @@ impl Bridge {
         }
     }
 
-    /// The document was closed: its sessions end.
+    /// The document was closed: its sessions end. Nothing happens to one that was opened under its id meanwhile.
     pub fn close(&self, document: &DocumentId) {
-        self.documents().remove(document);
+        let mut open = self.documents();
+        if open.get(document).is_some_and(|bridged| bridged.document.is_closed()) {
+            open.remove(document);
+        }
     }
 
     /// Closes all sessions and dials nobody, or the opposite.

@@ -11,14 +11,18 @@
 //! Node's heights on.
 //!
 //! Heights do not tell forks apart. So once after connecting, heads are compared: heights are told one lower than they are,
-//! and the Node sends its head operation once more, which the store knows or finds to contradict what it has.
+//! and the Node sends its head operation once more, which the store knows or finds to contradict what it has. The head of this
+//! node's own log is compared whenever some of it was in flight.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::authors::{Authors, count};
 use super::heights::{Heights, Range, lacking};
+use super::in_flight::InFlight;
+use super::pace::Why;
 use super::wire::{Message, RawOperation};
 use crate::ids::PeerId;
-use crate::limits::{BRIDGE_CHUNK_BYTES, BRIDGE_SAME_GAP, BRIDGE_STALLED_ROUNDS};
+use crate::limits::{BRIDGE_CHUNK_BYTES, SESSION_MAX_AUTHORS};
 use crate::operation::{Operation, SeqNum};
 use crate::store::{Heads, Position, StoredOperation};
 
@@ -42,6 +46,8 @@ pub(super) enum Heard {
     Heights,
     /// An operation, not looked at yet.
     Operation(RawOperation),
+    /// All is here that the Node's heights promised, as far as it was wanted.
+    Done,
     /// Nothing to act upon.
     Nothing,
     /// The Node wants the session to end.
@@ -85,34 +91,24 @@ enum Compare {
 /// One document with one Node.
 #[derive(Debug)]
 pub(super) struct Session {
+    own: PeerId,
     most_in_flight: usize,
-    /// What the Node said last that it has.
-    confirmed: Heights,
-    /// The newest of what it was sent beyond that.
-    in_flight: Heights,
-    /// Authors of whom the Node does not take what it is sent: offered again now and then, without holding up the others.
-    stuck: BTreeSet<PeerId>,
-    /// Authors of whom nothing is wanted from this Node: their logs cannot be followed here.
-    left_out: BTreeSet<PeerId>,
-    /// Authors of whose log the Node, by its own word, has all, and sent us what does not follow what is here: what was
-    /// expected, and how often.
-    gaps: BTreeMap<PeerId, (SeqNum, u32)>,
+    in_flight: InFlight,
+    /// Authors whose logs at the Node are not as they should be.
+    pub(super) authors: Authors,
     compare: Compare,
-    /// Sessions in a row that found none of what is in flight arrived.
-    stalled: u32,
-    /// What is in flight should have arrived by now.
-    overdue: bool,
 
     heads: Heads,
     position: Position,
     newest: Position,
     /// How many operations of each author the Node has, or will have once what is in flight arrives.
     counts: BTreeMap<PeerId, u64>,
+    /// Operations that the Node was sent and did not confirm, of authors that are stuck as well.
     unverified: usize,
+    /// Of these, those of authors that are stuck.
+    unverified_stuck: usize,
     /// Authors of whom something was in flight when the connection began.
     waiting: BTreeSet<PeerId>,
-    /// Authors of whom something came that does not follow what is here.
-    gapped: BTreeSet<PeerId>,
     hearing: Hearing,
     saying: Saying,
     lacking: VecDeque<Range>,
@@ -123,25 +119,22 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Before the first connection. At most `most_in_flight` operations go out before the Node's heights are asked for.
-    pub(super) fn new(most_in_flight: usize) -> Self {
+    /// Before the first connection of the node `own`. At most `most_in_flight` operations go out before the Node's heights are
+    /// asked for.
+    pub(super) fn new(own: PeerId, most_in_flight: usize) -> Self {
         Self {
+            own,
             most_in_flight,
-            confirmed: Heights::new(),
-            in_flight: Heights::new(),
-            stuck: BTreeSet::new(),
-            left_out: BTreeSet::new(),
-            gaps: BTreeMap::new(),
+            in_flight: InFlight::default(),
+            authors: Authors::default(),
             compare: Compare::Everybody,
-            stalled: 0,
-            overdue: false,
             heads: Heads::new(),
             position: 0,
             newest: 0,
             counts: BTreeMap::new(),
             unverified: 0,
+            unverified_stuck: 0,
             waiting: BTreeSet::new(),
-            gapped: BTreeSet::new(),
             hearing: Hearing::Heights,
             saying: Saying::Heights,
             lacking: VecDeque::new(),
@@ -156,9 +149,8 @@ impl Session {
         self.heads = heads;
         (self.position, self.newest) = (position, position);
         self.counts.clear();
-        self.unverified = 0;
+        (self.unverified, self.unverified_stuck) = (0, 0);
         self.waiting.clear();
-        self.gapped.clear();
         (self.hearing, self.saying) = (Hearing::Heights, Saying::Heights);
         self.lacking.clear();
         self.outgoing.clear();
@@ -168,38 +160,41 @@ impl Session {
     /// The connection was lost, or an error ended it, and with it perhaps what was in flight. The Node may have another store now.
     pub(super) fn on_lost(&mut self) {
         self.compare = Compare::Everybody;
-        self.in_flight.clear();
-        (self.stalled, self.overdue) = (0, false);
-    }
-
-    /// An author's log cannot be followed here: forked, or not made of our operations. Nothing more of it is wanted.
-    pub(super) fn leave_out(&mut self, author: PeerId) {
-        self.left_out.insert(author);
+        self.in_flight.on_lost();
     }
 
     /// What came of an author does not follow what is here. A Node passes on what it could not store itself, or loses some: the
     /// next session asks again. But when its own log comes with the same gap over and over, it will always: one operation in it
     /// is not to be had.
     pub(super) fn on_gap(&mut self, author: PeerId, expected: SeqNum) {
-        let first = self.gapped.insert(author);
-        if first && self.hearing != Hearing::Live {
-            let gap = self.gaps.entry(author).or_default();
-            let times = if gap.0 == expected { gap.1 + 1 } else { 1 };
-            *gap = (expected, times);
-            if times >= BRIDGE_SAME_GAP {
-                self.gaps.remove(&author);
-                self.leave_out(author);
+        match self.hearing {
+            Hearing::Live => self.authors.on_gap(author, expected.into()),
+            Hearing::Heights | Hearing::Announcement | Hearing::Operations => {
+                self.authors.on_gap_in_log(author, expected.into());
+            }
+        }
+    }
+
+    /// All of the Node's log has come: what its heights promised and is not here, by `newest`, did not.
+    pub(super) fn on_all_here(&mut self, newest: impl Fn(&PeerId) -> Option<SeqNum>) {
+        for (author, height) in self.in_flight.confirmed() {
+            let here = newest(author);
+            if here < Some(*height) {
+                self.authors.on_gap_in_log(*author, count(here));
             }
         }
     }
 
     /// The Node has this operation, since it sent it.
     pub(super) fn on_theirs(&mut self, author: PeerId, seq_num: SeqNum) {
+        let count = self.count_of(&author);
         // Passed on by the Node, which may lack what comes before: its next heights tell.
-        if self.hearing == Hearing::Live && u64::from(seq_num) > self.count_of(&author) {
-            self.gapped.insert(author);
+        if self.hearing == Hearing::Live && u64::from(seq_num) > count {
+            self.authors.on_gap(author, count);
         }
-        self.note_count(author, seq_num);
+        if self.counts.len() < SESSION_MAX_AUTHORS || self.counts.contains_key(&author) {
+            self.note_count(author, seq_num);
+        }
     }
 
     fn note_count(&mut self, author: PeerId, seq_num: SeqNum) {
@@ -212,9 +207,9 @@ impl Session {
         self.counts.get(author).copied().unwrap_or(0)
     }
 
-    /// How many operations of an author the Node said to have stored.
+    /// The newest operation of an author that the Node said to have stored.
     pub(super) fn confirmed_of(&self, author: &PeerId) -> Option<SeqNum> {
-        self.confirmed.get(author).copied()
+        self.in_flight.confirmed().get(author).copied()
     }
 
     /// Something was stored here.
@@ -224,13 +219,16 @@ impl Session {
 
     /// What is in flight should have arrived by now: closes the session, and the heights of the next one tell.
     pub(super) fn verify(&mut self) {
-        self.overdue = true;
-        self.end();
+        if self.is_live() {
+            self.in_flight.set_overdue();
+            self.end();
+        }
     }
 
-    /// Closes the session in good order once all that was begun is sent: the next one begins with the Node's heights.
+    /// Closes a session that is live, in good order, once all that was begun is sent: the next one begins with the Node's heights.
+    /// A Node that is not live yet would take a close for an error.
     pub(super) fn end(&mut self) {
-        if self.saying == Saying::Live {
+        if self.is_live() {
             self.saying = Saying::Ending;
         }
     }
@@ -245,21 +243,18 @@ impl Session {
         self.saying == Saying::Closing
     }
 
-    /// Something waits until the Node's heights show more of what is in flight, or for what is missing before something that came. In how many sessions in a row nothing of that
-    /// arrived: to ask later and later. `None`: nothing waits.
-    pub(super) fn held_back(&self) -> Option<u32> {
-        let full = self.unverified >= self.most_in_flight && self.newest > self.position;
-        (full || !self.waiting.is_empty() || !self.gapped.is_empty() || self.is_lacking()).then_some(self.stalled)
+    /// Why the session should be ended before long; nothing unless it is live.
+    pub(super) fn reasons(&self) -> impl Iterator<Item = Why> {
+        let is_full = self.is_full() && self.newest > self.position;
+        let waits = is_full || !self.waiting.is_empty() || self.is_lacking();
+        let waits = waits.then_some(Why::Waits(self.in_flight.stalled()));
+        let reasons = waits.into_iter().chain(self.authors.asking().map(Why::Gap)).chain(self.in_flight.reasons());
+        reasons.filter(|_| self.is_live())
     }
 
-    /// Whether operations are in flight.
-    pub(super) fn is_unverified(&self) -> bool {
-        self.unverified > 0
-    }
-
-    /// Whether there are authors of whom the Node does not take what it is sent.
-    pub(super) fn is_stuck(&self) -> bool {
-        !self.stuck.is_empty()
+    /// Whether no more operations may go out before the Node's heights are heard.
+    fn is_full(&self) -> bool {
+        self.unverified >= self.most_in_flight
     }
 
     /// Operations sent in this session.
@@ -290,13 +285,9 @@ impl Session {
             },
             Saying::Live => match self.outgoing.pop_front() {
                 Some(operation) => Say::Send(Message::Live(RawOperation::from(&operation))),
-                None if self.newest > self.position && self.unverified < self.most_in_flight => {
-                    Say::ReadAfter(self.position)
-                }
+                None if self.newest > self.position && !self.is_full() => Say::ReadAfter(self.position),
                 None => Say::Wait,
             },
-            // A Node that is not live yet takes a close for an error.
-            Saying::Ending if self.hearing != Hearing::Live => Say::Wait,
             Saying::Ending => match self.outgoing.pop_front() {
                 Some(operation) => Say::Send(Message::Live(RawOperation::from(&operation))),
                 None => {
@@ -324,7 +315,7 @@ impl Session {
             }
             (Hearing::Announcement | Hearing::Operations, Message::Done) => {
                 self.hearing = Hearing::Live;
-                Ok(Heard::Nothing)
+                Ok(Heard::Done)
             }
             (Hearing::Operations, Message::Operation(operation)) | (Hearing::Live, Message::Live(operation)) => {
                 Ok(Heard::Operation(operation))
@@ -357,15 +348,18 @@ impl Session {
 
     /// A page of what is new since the position that was asked for.
     pub(super) fn on_newer(&mut self, page: Vec<StoredOperation>) {
-        let Some(last) = page.last().map(|stored| stored.position) else {
+        if page.is_empty() {
             self.position = self.newest;
-            return;
-        };
-        self.position = last;
-        for StoredOperation { operation, .. } in page {
+        }
+        for StoredOperation { position, operation } in page {
+            if self.is_full() {
+                return;
+            }
+            self.position = position;
+            let author = operation.author();
             // What comes before it was not sent, and is not in this session.
-            if u64::from(operation.seq_num()) == self.count_of(&operation.author()) && !self.waits(&operation.author())
-            {
+            let follows = u64::from(operation.seq_num()) == self.count_of(&author);
+            if follows && !self.waits(&author) && !self.in_flight.is_stuck(&author) {
                 self.take(operation);
             }
         }
@@ -384,37 +378,32 @@ impl Session {
                 Compare::These(authors) => authors.contains(author),
             };
             if !compared {
-                return Some((*author, head.seq_num));
+                let in_flight = self.in_flight.newest_of(author).filter(|_| *author == self.own);
+                return in_flight.map_or(Some(head.seq_num), |sent| sent.checked_sub(1)).map(|told| (*author, told));
             }
             let common = self.confirmed_of(author).map_or(head.seq_num, |theirs| theirs.min(head.seq_num));
             Some((*author, common.checked_sub(1)?))
         };
         let mut heights: Heights = self.heads.iter().filter_map(told).collect();
-        heights.extend(self.left_out.iter().map(|author| (*author, SeqNum::MAX)));
+        heights.extend(self.authors.unwanted().map(|author| (author, SeqNum::MAX)));
         heights
     }
 
     /// The Node's heights: what of the operations in flight has arrived, and what it lacks.
     fn on_heights(&mut self, heights: Heights) {
-        let had = |heights: &Heights, author: &PeerId| heights.get(author).map_or(0, |height| u64::from(*height) + 1);
-        let before: u64 = self.in_flight.keys().map(|author| had(&self.confirmed, author)).sum();
-        let after: u64 = self.in_flight.keys().map(|author| had(&heights, author)).sum();
-        self.stuck.retain(|author| had(&heights, author) <= had(&self.confirmed, author));
-        self.confirmed = heights;
-        self.in_flight.retain(|author, sent| self.confirmed.get(author).is_none_or(|height| height < sent));
-        if after > before || self.in_flight.is_empty() {
-            self.stalled = 0;
-        } else {
-            self.stalled += 1;
+        let here = |author: &PeerId| count(self.heads.get(author).map(|head| head.seq_num));
+        self.authors.on_heights(|author| count(heights.get(author).copied()), here);
+        // Perhaps the logs of those that are stuck are forked: their heads are compared in the next session.
+        if self.in_flight.on_heights(heights)
+            && let Compare::These(authors) = &mut self.compare
+        {
+            authors.extend(self.in_flight.stuck());
         }
-        let overdue = std::mem::take(&mut self.overdue) && self.stalled > 0;
-        if overdue || self.stalled >= BRIDGE_STALLED_ROUNDS {
-            self.give_up_in_flight();
-        }
-        self.counts = self.confirmed.iter().map(|(author, height)| (*author, u64::from(*height) + 1)).collect();
-        for (author, sent) in &self.in_flight {
-            self.unverified += (u64::from(*sent) + 1).saturating_sub(had(&self.confirmed, author)) as usize;
-            self.waiting.insert(*author);
+        let counts = |(author, height): (&PeerId, &SeqNum)| (*author, count(Some(*height)));
+        self.counts = self.in_flight.confirmed().iter().map(counts).collect();
+        for (author, operations) in self.in_flight.counts() {
+            self.unverified += operations;
+            self.waiting.insert(author);
         }
         self.find_lacking();
         if self.saying == Saying::WaitForHeights {
@@ -422,31 +411,25 @@ impl Session {
         }
     }
 
-    /// What is in flight never arrived. Perhaps its authors' logs are forked: their heads are compared in the next session.
-    fn give_up_in_flight(&mut self) {
-        self.stalled = 0;
-        self.stuck.extend(self.in_flight.keys().copied());
-        self.in_flight.clear();
-        if let Compare::These(authors) = &mut self.compare {
-            authors.extend(self.stuck.iter().copied());
-        }
-    }
-
     /// What the Node lacks of what is here, authors that it does not take last.
     fn find_lacking(&mut self) {
-        let ours = self.heads.iter().filter(|(author, _)| !self.left_out.contains(*author) && !self.waits(author));
+        let ours = self.heads.iter().filter(|(author, _)| !self.authors.is_forked(author) && !self.waits(author));
         let ours: Heights = ours.map(|(author, head)| (*author, head.seq_num)).collect();
         let theirs = |(author, count): (&PeerId, &u64)| Some((*author, SeqNum::try_from(count.checked_sub(1)?).ok()?));
         let theirs: Heights = self.counts.iter().filter_map(theirs).collect();
         let (stuck, others): (Vec<_>, Vec<_>) =
-            lacking(&ours, &theirs).into_iter().partition(|range| self.stuck.contains(&range.author));
+            lacking(&ours, &theirs).into_iter().partition(|range| self.in_flight.is_stuck(&range.author));
         self.lacking = others.into_iter().chain(stuck).collect();
     }
 
     /// The next range to read for this session, if there is room for it.
     fn next_range(&self) -> Option<Range> {
-        let room = self.most_in_flight.saturating_sub(self.unverified.max(self.outgoing.len()));
         let range = self.lacking.front()?;
+        let mut room = self.most_in_flight.saturating_sub(self.unverified);
+        if self.in_flight.is_stuck(&range.author) {
+            // What is new of the others needs room.
+            room = room.min((self.most_in_flight / 2).saturating_sub(self.unverified_stuck));
+        }
         if room == 0 || self.gathered_bytes >= BRIDGE_CHUNK_BYTES {
             return None;
         }
@@ -466,17 +449,16 @@ impl Session {
 
     /// Whether there is more that the Node lacks than this session may send; what it does not take anyway aside.
     fn is_lacking(&self) -> bool {
-        self.lacking.iter().any(|range| !self.stuck.contains(&range.author))
+        self.lacking.iter().any(|range| !self.in_flight.is_stuck(&range.author))
     }
 
     /// This operation goes out.
     fn take(&mut self, operation: Operation) {
         let author = operation.author();
         self.note_count(author, operation.seq_num());
-        if !self.stuck.contains(&author) {
-            self.in_flight.insert(author, operation.seq_num());
-            self.unverified += 1;
-        }
+        self.in_flight.on_sent(author, operation.seq_num());
+        self.unverified += 1;
+        self.unverified_stuck += usize::from(self.in_flight.is_stuck(&author));
         self.sent += 1;
         self.outgoing.push_back(operation);
     }

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::identity::Identity;
 use crate::ids::{LogId, OperationId};
-use crate::limits::PAGE_MAX_OPERATIONS;
+use crate::limits::{BRIDGE_SAME_GAP, BRIDGE_STALLED_ROUNDS, PAGE_MAX_OPERATIONS};
 
 const LIMIT: usize = 8;
 /// What the modelled Node keeps of what it was sent before it stores it; more is lost.
@@ -66,7 +66,7 @@ struct Ours {
 
 impl Ours {
     fn new() -> Self {
-        Self { logs: Logs::default(), order: Vec::new(), session: Session::new(LIMIT) }
+        Self { logs: Logs::default(), order: Vec::new(), session: Session::new(author(0).peer_id(), LIMIT) }
     }
 
     fn store(&mut self, operation: Operation) {
@@ -101,6 +101,11 @@ impl Ours {
                 }
             }
         }
+    }
+
+    /// What the session waits for, but for time.
+    fn waits(&self) -> Option<Why> {
+        self.session.reasons().find(|why| matches!(why, Why::Waits(_) | Why::Gap(_)))
     }
 
     fn hear(&mut self, message: Message) {
@@ -299,11 +304,11 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..200 {
             while (0..5).any(|kind| self.step(kind, 3)) {}
-            if self.ours.logs.ids() == self.node.logs.ids() && !self.ours.session.is_unverified() {
+            if self.ours.logs.ids() == self.node.logs.ids() && self.ours.session.in_flight.counts().next().is_none() {
                 return;
             }
             // The driver's timers.
-            match self.ours.session.held_back() {
+            match self.ours.waits() {
                 Some(_) => self.ours.session.end(),
                 None => self.ours.session.verify(),
             }
@@ -402,7 +407,7 @@ fn heads_are_compared_once_after_connecting_by_asking_for_them_again() {
 #[test]
 fn nothing_is_wanted_of_an_author_whose_log_cannot_be_followed() {
     let mut ours = ours_with(1);
-    ours.session.leave_out(author(7).peer_id());
+    ours.session.authors.leave_out(author(7).peer_id()).unwrap();
     let told = met(&mut ours, [(author(7).peer_id(), 5)].into());
     assert_eq!(told.get(&author(7).peer_id()), Some(&SeqNum::MAX));
 }
@@ -424,14 +429,15 @@ fn a_node_that_stores_nothing_is_not_flooded() {
         met(&mut ours, Heights::new());
         ours.hear(Message::Done);
         sent += operations(&said(&mut ours));
-        assert_eq!(ours.session.held_back(), Some(round), "asked for its heights later and later");
+        assert_eq!(ours.waits(), Some(Why::Waits(round)), "asked for its heights later and later");
         ours.session.end();
         assert_eq!(said(&mut ours), [Message::Close]);
     }
     assert_eq!(sent, LIMIT, "and what is in flight is not sent again, until it is taken for lost");
     met(&mut ours, Heights::new());
-    assert_eq!(operations(&said(&mut ours)), LIMIT);
-    assert!(ours.session.is_stuck());
+    ours.hear(Message::Done);
+    assert_eq!(operations(&said(&mut ours)), LIMIT / 2, "the others need room");
+    assert!(ours.session.reasons().eq([Why::Stuck(0)]));
 }
 
 #[test]
@@ -451,7 +457,7 @@ fn nothing_follows_what_may_be_lost() {
     let later = ours.logs.sign(&author(0), b"live");
     ours.store(later);
     assert_eq!(operations(&said(&mut ours)), 1, "only the other author's");
-    assert!(ours.session.held_back().is_some());
+    assert_eq!(ours.waits(), Some(Why::Waits(1)));
     ours.session.end();
     said(&mut ours);
     met(&mut ours, [(author(0).peer_id(), 1), (author(1).peer_id(), 0)].into());
@@ -472,11 +478,131 @@ fn a_node_that_passes_on_what_it_may_lack_the_beginning_of_is_asked_for_its_heig
     }
     let log = &bobs.0[&author(1).peer_id()];
     ours.hear(Message::Live((&log[0]).into()));
-    assert_eq!(ours.session.held_back(), None);
+    assert_eq!(ours.waits(), None);
     // The second came here from a peer, and the Node passes on the third.
     ours.store(log[1].clone());
     ours.hear(Message::Live((&log[2]).into()));
-    assert!(ours.session.held_back().is_some());
+    assert_eq!(ours.waits(), Some(Why::Gap(0)));
+}
+
+#[test]
+fn a_session_is_not_ended_before_the_node_is_done() {
+    let mut ours = ours_with(5 * LIMIT);
+    met(&mut ours, Heights::new());
+    assert_eq!(operations(&said(&mut ours)), LIMIT);
+    assert_eq!(ours.session.reasons().next(), None, "although the Node lacks more");
+    ours.session.end();
+    ours.session.verify();
+    assert_eq!(said(&mut ours), []);
+    ours.hear(Message::Done);
+    assert_eq!(ours.waits(), Some(Why::Waits(0)));
+    ours.session.end();
+    assert_eq!(said(&mut ours), [Message::Close]);
+}
+
+#[test]
+fn the_own_head_is_compared_whenever_some_of_the_own_log_was_in_flight() {
+    let mut ours = ours_with(3);
+    let me = author(0).peer_id();
+    for (theirs, told) in [(0, 1), (2, 1), (2, 2)] {
+        assert_eq!(met(&mut ours, [(me, theirs)].into()), [(me, told)].into());
+        ours.hear(Message::Done);
+        said(&mut ours);
+        ours.session.verify();
+        said(&mut ours);
+    }
+}
+
+#[test]
+fn no_more_is_in_flight_than_may_be_and_what_is_stuck_leaves_room_for_the_others() {
+    let mut ours = ours_with(10 * LIMIT);
+    met(&mut ours, Heights::new());
+    ours.hear(Message::Done);
+    said(&mut ours);
+    ours.session.verify();
+    said(&mut ours);
+    met(&mut ours, Heights::new());
+    ours.hear(Message::Done);
+    assert_eq!(operations(&said(&mut ours)), LIMIT / 2, "offered again");
+    for number in 0..2 {
+        for _ in 0..3 * LIMIT {
+            let operation = ours.logs.sign(&author(number), b"live");
+            ours.store(operation);
+        }
+    }
+    let live = said(&mut ours);
+    assert_eq!(operations(&live), LIMIT - LIMIT / 2);
+    for message in live {
+        let Message::Live(raw) = message else { panic!("{message:?}") };
+        assert_eq!(decoded(raw).author(), author(1).peer_id(), "nothing more of who is stuck");
+    }
+    assert_eq!(ours.waits(), Some(Why::Waits(0)));
+}
+
+#[test]
+fn the_more_often_all_has_arrived_the_later_it_is_asked_for_until_something_is_lost() {
+    let mut ours = ours_with(0);
+    let me = author(0).peer_id();
+    let mut theirs = Heights::new();
+    for round in 0..5 {
+        met(&mut ours, theirs.clone());
+        ours.hear(Message::Done);
+        let operation = ours.logs.sign(&author(0), b"x");
+        ours.store(operation);
+        said(&mut ours);
+        let mut reasons: Vec<_> = ours.session.reasons().collect();
+        assert_eq!(reasons.pop(), Some(Why::Verify(round)));
+        ours.session.verify();
+        said(&mut ours);
+        theirs = [(me, round)].into();
+    }
+    ours.session.on_lost();
+    met(&mut ours, [(me, 3)].into());
+    ours.hear(Message::Done);
+    said(&mut ours);
+    assert!(ours.session.reasons().eq([Why::Verify(0)]));
+}
+
+#[test]
+fn what_heights_promise_and_never_comes_is_left_out() {
+    let mut ours = ours_with(0);
+    let bob = author(1).peer_id();
+    for _ in 0..BRIDGE_SAME_GAP {
+        assert_eq!(met(&mut ours, [(bob, 5)].into()), Heights::new());
+        ours.session.on_all_here(|_| None);
+        ours.hear(Message::Done);
+        said(&mut ours);
+        ours.session.end();
+        said(&mut ours);
+    }
+    assert_eq!(met(&mut ours, [(bob, 5)].into()), [(bob, SeqNum::MAX)].into());
+}
+
+#[test]
+fn a_log_that_is_not_wanted_is_offered_and_a_forked_one_is_not() {
+    for (forked, sent) in [(false, 3), (true, 0)] {
+        let mut ours = ours_with(3);
+        let me = author(0).peer_id();
+        match forked {
+            true => ours.session.authors.on_fork(me).unwrap(),
+            false => _ = ours.session.authors.leave_out(me).unwrap(),
+        }
+        assert_eq!(met(&mut ours, Heights::new()), [(me, SeqNum::MAX)].into());
+        assert_eq!(operations(&said(&mut ours)), sent);
+    }
+}
+
+#[test]
+fn authors_that_a_node_makes_up_take_no_memory_without_end() {
+    let mut ours = ours_with(0);
+    met(&mut ours, Heights::new());
+    ours.hear(Message::Done);
+    for number in 0..10_000_u32 {
+        let mut seed = [3; 32];
+        seed[..4].copy_from_slice(&number.to_be_bytes());
+        ours.session.on_theirs(Identity::from_seed(&seed).peer_id(), 9);
+    }
+    assert_eq!(ours.session.counts.len(), SESSION_MAX_AUTHORS);
 }
 
 #[test]
@@ -493,7 +619,7 @@ fn a_node_that_speaks_out_of_turn_is_told_apart() {
         (&[Message::Have(Heights::new()), Message::Done], Message::PreSync { operations: 1, bytes: 1 }),
     ];
     for (before, message) in out_of_turn {
-        let mut session = Session::new(LIMIT);
+        let mut session = Session::new(author(0).peer_id(), LIMIT);
         session.begin(Heads::new(), 0);
         before.iter().for_each(|message| _ = session.hear(message.clone()).unwrap());
         assert!(session.hear(message.clone()).is_err(), "{message:?} after {before:?}");

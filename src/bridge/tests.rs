@@ -1,7 +1,7 @@
 //! The bridge with its store, and a Node that is played in memory: what arrives, what is refused, and how often it is dialled.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +20,8 @@ use crate::operation::{Head, Operation};
 use crate::storage::{SqliteStore, StorageOptions};
 use crate::store::{CommitObserver, StoredOperation};
 use crate::transport::{BiStream, CloseReason, RecvHalf, SendHalf, TransportError};
+
+mod nodes_that_err;
 
 /// In virtual time: only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -50,6 +52,7 @@ struct Document {
     newest: watch::Sender<Position>,
     forks: Mutex<Vec<PeerId>>,
     acknowledged: AtomicU64,
+    closed: AtomicBool,
 }
 
 impl CommitObserver for Document {
@@ -69,6 +72,12 @@ impl BridgedDocument for Document {
     }
     fn heads(&self) -> (Heads, Position) {
         self.state.lock().unwrap().clone()
+    }
+    fn newest_of(&self, author: &PeerId) -> Option<SeqNum> {
+        self.state.lock().unwrap().0.get(author).map(|head| head.seq_num)
+    }
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
     fn frozen(&self) -> Vec<PeerId> {
         self.forks.lock().unwrap().clone()
@@ -160,12 +169,6 @@ impl NodeConnection for Wire {
         })
     }
     fn close(&self, _: CloseReason) {}
-    fn closed(&self) -> BoxFuture<'_, TransportError> {
-        Box::pin(async {
-            self.0.closed().await;
-            TransportError::ClosedHere
-        })
-    }
 }
 
 /// The Node's end of a session, after the greeting. Dropping it closes the connection.
@@ -187,7 +190,7 @@ impl AtNode {
 
     async fn hear(&mut self) -> Option<Message> {
         loop {
-            match self.frames.next() {
+            match self.frames.cut() {
                 Some(Cut::Frame(frame)) => return Some(Message::read(&frame, self.log).unwrap()),
                 Some(Cut::Skipped) => panic!("too large"),
                 None => self.frames.push(&timeout(PATIENCE, self.recv.0.recv()).await.unwrap()?),
@@ -249,6 +252,7 @@ impl World {
                 newest: watch::Sender::new(0),
                 forks: Mutex::default(),
                 acknowledged: AtomicU64::new(0),
+                closed: AtomicBool::new(false),
             });
             world.store.open_document(record(number), Arc::clone(&document) as _).await.unwrap();
             world.documents.push_back(document);
@@ -282,7 +286,7 @@ impl World {
         let (mut send, mut recv) = streams.recv().await.unwrap();
         let mut frames = Frames::default();
         frames.push(&recv.0.recv().await.unwrap());
-        let Some(Cut::Frame(frame)) = frames.next() else { panic!("no greeting") };
+        let Some(Cut::Frame(frame)) = frames.cut() else { panic!("no greeting") };
         let Some(Greeting::Topic(topic)) = Greeting::read(&frame) else { panic!("no topic") };
         let mut done = Vec::new();
         Greeting::Done.put(&mut done);
@@ -456,8 +460,13 @@ async fn a_closed_document_and_a_node_off_line_have_no_sessions() {
     let mut node = world.accept().await;
     node.catch_up(Heights::new(), &[]).await;
     world.bridge.close(&record(0).document);
+    assert_eq!(world.bridge.status()[0].documents, 1, "another one by now");
+    world.document().closed.store(true, Ordering::Relaxed);
+    world.bridge.close(&record(0).document);
     while node.hear().await.is_some() {}
     assert_eq!(world.bridge.status()[0].documents, 0);
+    world.open();
+    assert_eq!(world.bridge.status()[0].documents, 0, "closed before it was bridged");
 }
 
 #[tokio::test(start_paused = true)]
@@ -497,7 +506,7 @@ async fn a_log_with_an_operation_that_is_not_to_be_had_does_not_keep_the_others_
             node.say(Message::Operation(operation.into())).await;
         }
         node.say(Message::Done).await;
-        while node.hear().await.is_some() && world.height(&carol).is_none() {}
+        let _ = timeout(Duration::from_secs(5), async { while node.hear().await.is_some() {} }).await;
         if world.height(&carol).is_some() {
             return;
         }

@@ -11,7 +11,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 use super::heights::Heights;
 use crate::ids::{LogId, PeerId};
-use crate::limits::{BRIDGE_FRAME_MAX_BYTES, SESSION_MAX_AUTHORS};
+use crate::limits::BRIDGE_FRAME_MAX_BYTES;
 use crate::operation::{Operation, SeqNum};
 
 /// Hashed with the network id it is the application protocol (ALPN).
@@ -114,7 +114,7 @@ impl Message {
         put_frame(&message, out);
     }
 
-    /// Reads the content of a frame. `None`: it is no message, or it speaks of more authors than may be.
+    /// Reads the content of a frame. `None`: it is no message.
     pub fn read(frame: &[u8], log: LogId) -> Option<Self> {
         Some(match read_frame(frame)? {
             TopicLogSync::Sync(LogSync::Have(heights)) => Self::Have(heights_in(&heights, log)?),
@@ -130,9 +130,6 @@ impl Message {
 }
 
 fn heights_in(heights: &LogHeights, log: LogId) -> Option<Heights> {
-    if heights.len() > SESSION_MAX_AUTHORS {
-        return None;
-    }
     let log = ByteArray::new(*log.as_bytes());
     let in_log = heights.iter().filter_map(|(author, logs)| Some((author, *logs.get(&log)?)));
     in_log.map(|(author, height)| Some((PeerId::from_bytes(author).ok()?, height))).collect()
@@ -190,7 +187,7 @@ impl Frames {
     }
 
     /// The next frame; `None` when more bytes are needed.
-    pub fn next(&mut self) -> Option<Cut> {
+    pub fn cut(&mut self) -> Option<Cut> {
         let length = u32::from_be_bytes(*self.buffered.first_chunk::<PREFIX_BYTES>()?) as usize;
         if length > BRIDGE_FRAME_MAX_BYTES {
             self.buffered.advance(PREFIX_BYTES);

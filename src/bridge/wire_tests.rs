@@ -31,10 +31,10 @@ fn messages_survive_the_wire() {
         framed(message.clone()).chunks(1).for_each(|chunk| frames.push(chunk));
     });
     for message in messages {
-        let Some(Cut::Frame(frame)) = frames.next() else { panic!("no frame for {message:?}") };
+        let Some(Cut::Frame(frame)) = frames.cut() else { panic!("no frame for {message:?}") };
         assert_eq!(Message::read(&frame, log()), Some(message));
     }
-    assert_eq!(frames.next(), None);
+    assert_eq!(frames.cut(), None);
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_frame_that_is_too_large_is_skipped_and_the_next_one_is_read() {
     let mut frames = Frames::default();
     let length = BRIDGE_FRAME_MAX_BYTES + 1;
     frames.push(&(length as u32).to_be_bytes());
-    assert_eq!(frames.next(), Some(Cut::Skipped));
+    assert_eq!(frames.cut(), Some(Cut::Skipped));
     let mut left = length;
     while left > 0 {
         let chunk = vec![7; left.min(1 << 20)];
@@ -51,7 +51,7 @@ fn a_frame_that_is_too_large_is_skipped_and_the_next_one_is_read() {
         assert!(frames.buffered.is_empty(), "what is skipped is not kept");
     }
     frames.push(&framed(Message::Done));
-    let Some(Cut::Frame(frame)) = frames.next() else { panic!("the next frame is lost") };
+    let Some(Cut::Frame(frame)) = frames.cut() else { panic!("the next frame is lost") };
     assert_eq!(Message::read(&frame, log()), Some(Message::Done));
 }
 
@@ -92,7 +92,7 @@ proptest::proptest! {
         }
         let mut frames = Frames::default();
         bytes.chunks(3).for_each(|chunk| frames.push(chunk));
-        while frames.next().is_some() {}
+        while frames.cut().is_some() {}
     }
 }
 

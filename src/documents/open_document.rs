@@ -238,10 +238,20 @@ impl OpenDocument {
         self.closed.send_replace(true);
     }
 
+    /// Whether it was closed; opening it again gives another one.
+    pub fn is_closed(&self) -> bool {
+        *self.closed.borrow()
+    }
+
     /// Heads and the position up to which they are complete, as one consistent pair.
     pub fn heads(&self) -> (Heads, Position) {
         let live = self.live();
         (live.heads.clone(), live.newest)
+    }
+
+    /// The newest operation of an author.
+    pub fn newest_of(&self, author: &PeerId) -> Option<SeqNum> {
+        self.live().heads.get(author).map(|head| head.seq_num)
     }
 
     /// The sequence number that follows what is stored of an author.

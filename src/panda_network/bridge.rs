@@ -58,6 +58,14 @@ impl BridgedDocument for OpenDocument {
         self.heads()
     }
 
+    fn newest_of(&self, author: &PeerId) -> Option<SeqNum> {
+        self.newest_of(author)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed()
+    }
+
     fn frozen(&self) -> Vec<PeerId> {
         self.frozen().into_iter().collect()
     }
@@ -76,5 +84,22 @@ impl BridgedDocument for OpenDocument {
 
     fn on_own_acknowledged(&self, node: PeerId, seq_num: SeqNum) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.on_own_acknowledged(node, seq_num))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_named_twice_is_one_node_with_all_its_addresses() {
+        let key = crate::identity::Identity::from_seed(&[3; 32]).peer_id();
+        let at = |ports: &[u16]| P2pandaNode::new(key, ports.iter().map(|port| ([192, 0, 2, 7], *port).into()));
+        let options = PandaNetworkOptions::new("unused")
+            .with_p2panda_bridge(P2pandaNetworkId::DEFAULT, at(&[1, 2]))
+            .with_p2panda_bridge(P2pandaNetworkId::DEFAULT, at(&[2, 3]))
+            .with_p2panda_bridge([7; 32], at(&[4]));
+        let expected = vec![(P2pandaNetworkId::DEFAULT, at(&[1, 2, 3])), (P2pandaNetworkId::from([7; 32]), at(&[4]))];
+        assert_eq!(options.bridge, expected);
     }
 }

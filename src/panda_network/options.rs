@@ -119,11 +119,16 @@ impl PandaNetworkOptions {
 
     /// Takes every open document to a p2panda Node as well: its topic is [`DocumentKey::topic`](crate::DocumentKey::topic), its
     /// messages are the CBOR array `[1, payload]`. Default: none. Several calls add Nodes, at most 8; with more,
-    /// starting fails. A Node learns this node's address, so none is dialled with [`with_relay_only`](Self::with_relay_only). See
+    /// starting fails. The same Node of the same network again adds addresses to it. Every open document has a connection to each
+    /// Node, which counts in the transport's limit of connections (1,024 by default). A Node learns this node's address, so none is dialled with [`with_relay_only`](Self::with_relay_only). See
     /// `P2PANDA_INTEGRATION.md`.
     #[cfg(feature = "bridge")]
     pub fn with_p2panda_bridge(mut self, network: impl Into<P2pandaNetworkId>, node: P2pandaNode) -> Self {
-        self.bridge.push((network.into(), node));
+        let network = network.into();
+        match self.bridge.iter_mut().find(|(known, at)| *known == network && at.key() == node.key()) {
+            Some((_, known)) => known.add_addresses(node.addresses()),
+            None => self.bridge.push((network, node)),
+        }
         self
     }
 

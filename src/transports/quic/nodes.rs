@@ -19,7 +19,7 @@ use super::paths::RouteGuard;
 use super::streams::{Link, QuicRecv, QuicSend};
 use super::transport::{QuicTransport, QuicTransportImpl};
 use super::wire::code;
-use crate::limits::{BRIDGE_IDLE_TIMEOUT, SOCKET_ROUTES};
+use crate::limits::{BRIDGE_IDLE_TIMEOUT, BRIDGE_SEND_WINDOW_BYTES, SOCKET_ROUTES};
 use crate::nodes::{NodeConnection, NodeDialler, P2pandaNode};
 use crate::transport::{BiStream, BoxFuture, CloseReason, Priority, TransportError, TransportKind};
 use crate::transports::tls;
@@ -133,7 +133,7 @@ impl QuicTransportImpl {
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         let mut parameters = self.options.transport_config(&Arc::default());
         let idle_timeout = self.options.idle_timeout.min(BRIDGE_IDLE_TIMEOUT);
-        parameters.max_idle_timeout(IdleTimeout::try_from(idle_timeout).ok());
+        parameters.max_idle_timeout(IdleTimeout::try_from(idle_timeout).ok()).send_window(BRIDGE_SEND_WINDOW_BYTES);
         config.transport_config(Arc::new(parameters));
         Ok(config)
     }
@@ -151,10 +151,6 @@ impl NodeConnection for Connected {
 
     fn close(&self, reason: CloseReason) {
         self.link.quinn.close(code(reason), b"");
-    }
-
-    fn closed(&self) -> BoxFuture<'_, TransportError> {
-        Box::pin(async move { self.link.error(&self.link.quinn.closed().await) })
     }
 }
 

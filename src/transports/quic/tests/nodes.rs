@@ -48,7 +48,7 @@ async fn a_node_is_dialled_with_raw_keys_beside_peers() {
         assert!(said.ends_with(b"hello"));
         assert_eq!(said[12..44], *identity(1).peer_id().as_bytes(), "a Node knows this node by its one key");
         connection.close(crate::transport::CloseReason::Done);
-        assert_eq!(connection.closed().await, TransportError::ClosedHere);
+        assert_eq!(connection.open_bi().await.map(|_| ()), Err(TransportError::ClosedHere));
     }
     assert_eq!(alice.stats().connections, 1, "a Node is no peer");
     at_alice.open_bi(crate::transport::Priority::High).await.unwrap();
