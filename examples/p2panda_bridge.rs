@@ -1,6 +1,6 @@
 //! A document that is edited here and in an application built on `p2panda::Node` 0.7.1 at once.
 //!
-//! `cargo run --example p2panda_bridge --features bridge -- <data dir> <network id> <Node's key> <address>`
+//! `cargo run --ignore-rust-version --example p2panda_bridge --features bridge -- <data dir> <network id> <Node's key> <address>`
 //!
 //! Network id and key are 64 hexadecimal digits each, as `Node::network_id()` and `Node::id()` say; the address is `ip:port`.
 //! It prints the topic that the Node has to open, with messages that encode as the CBOR array `[1, bytes]`. Every line that
@@ -44,7 +44,9 @@ async fn print(document: Document, own: PeerId) -> Result<(), Box<dyn Error + Se
         if let DocumentEvent::Operation(stored) = event?
             && stored.operation.author() != own
         {
-            println!("{}: {}", stored.operation.author().short(), String::from_utf8_lossy(stored.operation.payload()));
+            // Not as it came: a terminal obeys what it is shown.
+            let text = String::from_utf8_lossy(stored.operation.payload());
+            println!("{}: {}", stored.operation.author().short(), text.escape_debug());
         }
     }
     Ok(())

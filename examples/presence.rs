@@ -31,7 +31,8 @@ async fn next_change(events: &mut Subscription) -> Result<PresenceChange, Box<dy
 fn show(change: &PresenceChange) {
     match change {
         PresenceChange::Updated { peer, state } => {
-            println!("{} is at {}", peer.short(), String::from_utf8_lossy(state));
+            // Not as it came: a terminal obeys what it is shown.
+            println!("{} is at {}", peer.short(), String::from_utf8_lossy(state).escape_debug());
         }
         PresenceChange::Gone { peer } => println!("{} is gone", peer.short()),
     }

@@ -23,7 +23,7 @@ const TIMESTAMP_US: u64 = 1_790_000_000_000_000;
 /// All vectors, with a heading.
 pub fn text() -> String {
     let mut lines = String::from(
-        "# What p2panda 0.7.1 writes. Made by `cargo run --bin p2panda-vectors` in interop/, whose tests compare it.\n\
+        "# What p2panda 0.7.1 writes. Made by `cargo run --ignore-rust-version --bin p2panda-vectors` in interop/, whose tests compare it.\n\
          # Names: keys and topic are the input; `header`, `body` and `id` belong to one operation, `message` is postcard,\n\
          # `frame` the same behind its length, as p2panda-net sends it.\n",
     );
