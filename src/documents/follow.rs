@@ -39,6 +39,8 @@ pub(super) async fn follow_documents(link: Arc<Link>) -> Result<(), SessionError
             if let Some(token) = known.remove(&id)
                 && let Some(shared) = link.state().documents.remove(&token)
             {
+                // Not shared any more, whatever the peer said: its loop ends with this, and opens no further stream.
+                shared.shared.send_replace(0);
                 unshare.push(link.token(&shared.document, link.role));
             }
         }
