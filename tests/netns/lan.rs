@@ -26,7 +26,7 @@ pub fn trials() -> Vec<Trial> {
 fn two_in_one_network_find_each_other(world: &World) {
     let site = world.site(Nat::PortRestricted);
     let (left, right) = (site.host(), site.host());
-    let (mut sharing, ticket) = share(&left, &[]);
+    let (mut sharing, ticket) = share(&left);
     let start = Instant::now();
     let mut joined = panda(&right, &["join", &ticket], &file(&right));
     joined.wait_for("a connection", PATIENCE, |line| line.starts_with("1 peer").then_some(()));
@@ -42,7 +42,7 @@ fn two_in_one_network_find_each_other(world: &World) {
 fn one_who_comes_into_the_network_is_found(world: &World) {
     let (site, elsewhere) = (world.site(Nat::PortRestricted), world.site(Nat::PortRestricted));
     let (left, right) = (elsewhere.host(), site.host());
-    let (_sharing, ticket) = share(&left, &[]);
+    let (_sharing, ticket) = share(&left);
     let _joined = panda(&right, &["join", &ticket], &file(&right));
     let start = Instant::now();
     left.move_to(&site);
@@ -53,7 +53,10 @@ fn one_who_comes_into_the_network_is_found(world: &World) {
 fn who_does_not_look_is_not_found(world: &World) {
     let site = world.site(Nat::PortRestricted);
     let (left, right, third) = (site.host(), site.host(), site.host());
-    let (sharing, ticket) = share(&left, &["--no-lan"]);
+    let (sharing, ticket) = share(&left);
+    drop(sharing);
+    let mut sharing = panda(&left, &["share", "--no-lan"], &file(&left));
+    sharing.wait_for("a ticket", PATIENCE, |line| line.starts_with("panda:").then_some(()));
     let mut joined = [&right, &third].map(|host| panda(host, &["join", &ticket], &file(host)));
     // By the time that the others are connected, they would be with it, too.
     for process in &mut joined {
@@ -66,10 +69,9 @@ fn who_does_not_look_is_not_found(world: &World) {
 }
 
 /// Starts `panda share` with a ticket that names nobody; returns the ticket.
-fn share(host: &Host, more: &[&str]) -> (Process, String) {
+fn share(host: &Host) -> (Process, String) {
     fs::write(file(host), "from the left\n").expect("the left file");
-    let arguments = [&["share", "--ticket-without-addresses"], more].concat();
-    let mut sharing = panda(host, &arguments, &file(host));
+    let mut sharing = panda(host, &["share", "--ticket-without-addresses"], &file(host));
     let ticket = sharing.wait_for("a ticket", PATIENCE, |line| line.starts_with("panda:").then(|| line.to_owned()));
     let parsed: DocumentTicket = ticket.parse().expect("a ticket");
     assert!(parsed.peers().is_empty() && parsed.relays().is_empty());

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, ReadToEndError, RecvStream, SendStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -118,7 +118,7 @@ impl Inbound {
         let Ok(_place) = self.requests_arriving.try_acquire() else {
             return refuse(&mut send, &mut recv, CloseReason::TooBusy);
         };
-        match timeout(STREAM_TYPE_DEADLINE, recv.read_to_end(REQUEST_MAX_BYTES)).await {
+        match timeout(STREAM_TYPE_DEADLINE, read_in_order(&mut recv, REQUEST_MAX_BYTES)).await {
             Ok(Ok(request)) => {
                 let answer = QuicSend::new(send, link, Priority::Low);
                 let answer = Box::new(answer.with_budget("response bytes", REQUEST_MAX_BYTES));
@@ -127,11 +127,11 @@ impl Inbound {
                     incoming.answer.reset(CloseReason::TooBusy);
                 }
             }
-            Ok(Err(quinn::ReadToEndError::TooLong)) => {
+            Ok(Err(ReadToEndError::TooLong)) => {
                 refuse(&mut send, &mut recv, CloseReason::BadFrame);
                 self.on_protocol_error(&link);
             }
-            Ok(Err(quinn::ReadToEndError::Read(_))) | Err(_) => refuse(&mut send, &mut recv, CloseReason::Done),
+            Ok(Err(ReadToEndError::Read(_))) | Err(_) => refuse(&mut send, &mut recv, CloseReason::Done),
         }
     }
 
@@ -141,6 +141,20 @@ impl Inbound {
             link.quinn.close(code(CloseReason::BadFrame), b"");
         }
     }
+}
+
+/// The rest of a stream of which the beginning was read. `RecvStream::read_to_end` reads out of order, and quinn-proto 0.11.19
+/// counts what it then drops as a duplicate of the beginning twice: it panics, or without overflow checks gives out credit for
+/// ever.
+async fn read_in_order(recv: &mut RecvStream, most: usize) -> Result<Vec<u8>, ReadToEndError> {
+    let mut whole = Vec::new();
+    while let Some(chunk) = recv.read_chunk(most + 1, true).await.map_err(ReadToEndError::Read)? {
+        whole.extend_from_slice(&chunk.bytes);
+        if whole.len() > most {
+            return Err(ReadToEndError::TooLong);
+        }
+    }
+    Ok(whole)
 }
 
 /// Ends both halves of one stream; each may have ended already.
