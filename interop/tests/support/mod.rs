@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file is a crate of its own and uses a part")]
 
-mod build;
+pub mod build;
 mod seen;
 
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(())
 /// A p2panda network of its own and a place for data. Tests take turns: several at once would measure each other.
 pub struct World {
     dir: PathBuf,
-    network: String,
+    pub network: String,
     next_key: Mutex<u8>,
     _turn: Turn<'static, ()>,
 }
@@ -47,7 +47,8 @@ impl World {
         Self { dir, network, next_key: Mutex::new(1), _turn: turn }
     }
 
-    fn place(&self, name: &str) -> String {
+    /// A folder for the data of one node.
+    pub fn place(&self, name: &str) -> String {
         let dir = self.dir.join(name);
         std::fs::create_dir_all(&dir).expect("a directory for the node");
         dir.to_str().expect("UTF-8").into()
@@ -78,7 +79,7 @@ impl World {
             port: 0,
             nodes: nodes.iter().map(|node| node.known()).collect(),
         };
-        Process::start(name, build::editor(), start).await
+        Process::start(name, build::example("interop_editor"), start).await
     }
 }
 
