@@ -326,3 +326,48 @@ async fn a_node_with_too_many_authors_is_named_as_that() {
     let problem = world.bridge.status()[0].problem.clone();
     assert!(matches!(problem, Some(BridgeError::TooManyAuthors(SESSION_MAX_AUTHORS))), "{problem:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_came_behind_a_gap_is_asked_for_again() {
+    let mut world = World::new(1).await;
+    let bob = identity(2);
+    let bobs = chain(&bob, world.log(), None, &["one", "lost on its way", "three"]);
+    world.open();
+    let mut node = world.accept().await;
+    node.catch_up([(bob.peer_id(), 0)].into(), &bobs[..1]).await;
+    node.say(Message::Live((&bobs[2]).into())).await;
+    assert_eq!(node.hear().await, Some(Message::Close));
+    drop(node);
+    let mut node = world.accept().await;
+    let (told, _) = node.catch_up([(bob.peer_id(), 2)].into(), &bobs[1..]).await;
+    assert_eq!(told, [(bob.peer_id(), 0)].into());
+    world.until(|world| world.height(&bob) == Some(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_with_an_operation_that_is_not_to_be_had_does_not_keep_the_others_away() {
+    let mut world = World::new(1).await;
+    let (bob, carol) = (identity(2), identity(3));
+    let count = BRIDGE_REFUSED_PER_SESSION as usize + 10;
+    let bobs = chain(&bob, world.log(), None, &vec!["more"; count]);
+    let carols = chain(&carol, world.log(), None, &["one"]);
+    world.open();
+    let theirs: Heights = [(bob.peer_id(), count as SeqNum - 1), (carol.peer_id(), 0)].into();
+    for _ in 0..10 {
+        let mut node = world.accept().await;
+        node.say(Message::Have(theirs.clone())).await;
+        let Some(Message::Have(told)) = node.hear().await else { panic!("heights come first") };
+        // The first of Bob's is larger than may be, say.
+        let bobs = if told.contains_key(&bob.peer_id()) { &[][..] } else { &bobs[1..] };
+        node.say(Message::PreSync { operations: 1, bytes: 1 }).await;
+        for operation in bobs.iter().chain(&carols) {
+            node.say(Message::Operation(operation.into())).await;
+        }
+        node.say(Message::Done).await;
+        let _ = timeout(Duration::from_secs(5), async { while node.hear().await.is_some() {} }).await;
+        if world.height(&carol).is_some() {
+            return;
+        }
+    }
+    panic!("Carol's operations never arrive");
+}
