@@ -15,7 +15,7 @@ use panda_network::limits::{UNPROVEN_PER_ADDRESS, UNPROVEN_PER_ADDRESS_WHILE};
 use panda_network::sim::{self, LinkOptions, Protocol, Sim, TraceEvent};
 use panda_network::transport::{PathKind, TransportKind};
 use panda_network::transports::quic::QuicTransportOptions;
-use panda_network::{PandaNetworkOptions, PeerAddress};
+use panda_network::{DocumentTicket, PandaNetworkOptions, PeerAddress};
 use places::{Place, World};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -206,6 +206,30 @@ fn hides_from(place: Place) {
         let elsewhere: Vec<_> = sent.filter(|event| !asked(event.to) && event.to.ip() != hidden).collect();
         assert!(elsewhere.is_empty(), "{elsewhere:?}");
         assert!(alice.network.connections()[0].0.remote_address.is_some_and(|address| address.ip() == relay));
+    });
+}
+
+#[test]
+fn who_sends_straight_to_a_node_that_hides_gets_no_answer() {
+    sim::run(seed(), |sim| async move {
+        let world = World::new(&sim, Duration::from_millis(50));
+        let bob = world.hidden_node(Place::Public, "bob").await;
+        let document = bob.network.create().await.unwrap();
+        // Somebody guessed where Bob is.
+        let (identity, there) = (Identity::from_seed(&sim.derive_seed("bob")), SocketAddr::new(bob.host.ip(), 4000));
+        assert_eq!(identity.peer_id(), bob.network.node_id());
+        let record = PeerAddress::sign(&identity, vec![(TransportKind::Quic, there)], Vec::new(), 1).unwrap();
+        let ticket = document.ticket().await.unwrap();
+        let ticket = DocumentTicket::new(ticket.document(), ticket.key().clone()).with_peers([record]);
+        let no_relay = |options: PandaNetworkOptions| options.with_relays(Vec::<String>::new());
+        let alice = world.node_with(world.host(Place::Public), "alice", no_relay).await;
+        alice.network.open(ticket).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let (bob, alice) = (bob.host.ip(), alice.host.ip());
+        let events = world.network.trace();
+        assert!(events.iter().any(|event| event.from.ip() == alice && event.to.ip() == bob), "Bob is dialled");
+        let answers: Vec<_> = events.iter().filter(|event| event.from.ip() == bob && event.to.ip() == alice).collect();
+        assert!(answers.is_empty(), "{answers:?}");
     });
 }
 
