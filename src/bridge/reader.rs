@@ -184,7 +184,7 @@ impl<'a> Reader<'a> {
         let mut session = self.link.session();
         let mut counted = 0;
         for refused in refused {
-            counted += u32::from(session.authors.is_wanted(&refused.author));
+            let mut counts = session.authors.is_wanted(&refused.author);
             match refused.reason {
                 // Frozen: the store may know of a fork that the document was not told of.
                 RefusedReason::Fork | RefusedReason::Frozen => {
@@ -192,10 +192,11 @@ impl<'a> Reader<'a> {
                     session.authors.on_fork(refused.author)?;
                 }
                 // There may be any number of them. Those whose logs the Node has are not asked for again.
-                RefusedReason::TooManyAuthors if session.confirmed_of(&refused.author).is_none() => counted -= 1,
+                RefusedReason::TooManyAuthors if session.confirmed_of(&refused.author).is_none() => counts = false,
                 RefusedReason::TooManyAuthors => _ = session.authors.leave_out(refused.author)?,
                 RefusedReason::Gap => session.on_gap(refused.author, refused.expected),
             }
+            counted += u32::from(counts);
         }
         Ok(counted)
     }

@@ -12,7 +12,7 @@ use crate::identity::Identity;
 use crate::ids::{LogId, OperationId};
 use crate::limits::{BRIDGE_SAME_GAP, BRIDGE_STALLED_ROUNDS, PAGE_MAX_OPERATIONS};
 
-#[path = "session_tests/scenes.rs"]
+#[path = "session_scenes_tests.rs"]
 mod scenes;
 
 const LIMIT: usize = 8;
