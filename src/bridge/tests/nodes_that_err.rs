@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::limits::{
-    BRIDGE_CLOSE_DEADLINE, BRIDGE_PROGRESS_DEADLINE, BRIDGE_SAME_GAP, BRIDGE_UNVERIFIED_OPERATIONS, SESSION_MAX_AUTHORS,
+    BRIDGE_CLOSE_DEADLINE, BRIDGE_PROGRESS_DEADLINE, BRIDGE_SAME_GAP, BRIDGE_UNVERIFIED_OPERATIONS,
+    DOCUMENT_MAX_AUTHORS, SESSION_MAX_AUTHORS,
 };
 
 /// What a slow line carries.
@@ -213,6 +214,27 @@ async fn an_author_who_goes_on_writing_something_else_does_not_end_the_session()
     world.until(|world| world.height(&carol).is_some()).await;
     assert_eq!(world.bridge.status()[0].refused, u64::from(BRIDGE_REFUSED_PER_SESSION) + 44);
     assert_eq!(world.dials(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_author_who_was_left_out_and_is_one_too_many_does_not_end_the_session() {
+    let mut world = World::new(1).await;
+    let author = |number: u32| Identity::from_seed(blake3::hash(&number.to_be_bytes()).as_bytes());
+    let (carol, bob) = (author(0), author(u32::MAX));
+    let carols = chain(&carol, world.log(), None, &["one", "two"]);
+    let others =
+        (1..DOCUMENT_MAX_AUTHORS as u32).map(|number| chain(&author(number), world.log(), None, &["one"]).remove(0));
+    let known: Vec<_> = [carols[0].clone()].into_iter().chain(others).collect();
+    let heights = known.iter().map(|operation| (operation.author(), 0)).collect();
+    assert!(world.store.ingest(world.log(), known).await.unwrap().refused.is_empty());
+    world.open();
+    let mut node = world.accept().await;
+    node.catch_up(heights, &[]).await;
+    node.say(Message::Live(foreign(&bob, node.log))).await;
+    node.say(Message::Live((&chain(&bob, node.log, None, &["one"])[0]).into())).await;
+    node.say(Message::Live((&carols[1]).into())).await;
+    world.until(|world| world.height(&carol) == Some(1)).await;
+    assert_eq!((world.bridge.status()[0].refused, world.dials()), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]

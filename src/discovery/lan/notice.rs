@@ -303,10 +303,9 @@ mod tests {
         #[test]
         fn whatever_arrives_is_refused_without_a_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
             prop_assert!(open(&bytes, &documents(0..3)).is_err());
-            if let Some(first) = bytes.first_mut() {
-                *first = VERSION;
-            }
+            // Now of a size and version that there are.
             bytes.resize(RECORD_AT + SEAL_BYTES + PADDING_BYTES, 7);
+            bytes[0] = VERSION;
             prop_assert_eq!(open(&bytes, &documents(0..3)), Err(Unread::NotForUs));
         }
     }
